@@ -8,7 +8,7 @@ decided. Shares are counted in each parameter on its own, not over the whole mod
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triune.baseline_settings import Breadcrumbs, Dare, Della, Ties
@@ -135,26 +135,31 @@ def della(entry: Entry, settings: Della, weights: Sequence[float], rng: torch.Ge
     if settings.density == 1:
         return elected(entry, lambda part: flat[:, part].clone(), weights, settings.scale)
     width = entry.base.shape[-1] if entry.base.dim() else 1
-    scaled = torch.empty_like(flat)
-    for delta, out in zip(flat, scaled, strict=True):
-        _magprune(delta.view(-1, width), out.view(-1, width), settings, rng)
-    return elected(entry, lambda part: scaled[:, part], weights, settings.scale)
+    ranks = torch.arange(width, dtype=torch.float32) / (width - 1) if width > 1 else torch.tensor([0.5])
+    # In float32 and in this order, so that a draw next to its probability falls as mergekit's does.
+    keep = ranks * 2 * settings.epsilon + (settings.density - settings.epsilon)
+    drawn = torch.empty(flat.shape, dtype=torch.int16 if width < 2**15 else torch.int32)
+    for delta, out in zip(flat, drawn, strict=True):
+        _magprune(delta.view(-1, width), out.view(-1, width), keep, rng)
+    # What was dropped has the rank `width`, and a number divided by infinity is 0.
+    divisors = torch.cat([keep, keep.new_tensor([torch.inf])]).to(flat.dtype)
+    return elected(entry, lambda part: flat[:, part] / divisors[drawn[:, part].int()], weights, settings.scale)
 
 
 def _magprune(
-    delta: Float[Tensor, "rows width"], out: Float[Tensor, "rows width"], settings: Della, rng: torch.Generator
+    delta: Float[Tensor, "rows width"],
+    out: Int[Tensor, "rows width"],
+    keep: Float[Tensor, "width"],
+    rng: torch.Generator,
 ) -> None:
+    """Fills with the rank of each entry in its row, by growing magnitude, or `width` where it is dropped."""
     n_rows, width = delta.shape
-    # In float32 and in this order, so that a draw next to its probability falls as mergekit's does.
-    ranks = torch.arange(width, dtype=torch.float32) / (width - 1) if width > 1 else torch.tensor([0.5])
-    keep = ranks * 2 * settings.epsilon + (settings.density - settings.epsilon)
     step = max(1, PIECE // max(width, 1))
     for start in range(0, n_rows, step):
-        rows = delta[start : start + step]
-        chance = torch.empty(rows.shape, dtype=torch.float32)
-        chance.scatter_(1, magnitude_order(rows), keep.expand(rows.shape))
-        kept = torch.empty_like(chance).uniform_(generator=rng) < chance
-        torch.div(rows, chance, out=out[start : start + step]).mul_(kept)
+        order, ranks = magnitude_order(delta[start : start + step]), out[start : start + step]
+        ranks.scatter_(1, order, torch.arange(width, dtype=out.dtype).expand(order.shape))
+        chance = torch.empty(order.shape, dtype=torch.float32).scatter_(1, order, keep.expand(order.shape))
+        ranks.masked_fill_(torch.empty_like(chance).uniform_(generator=rng) >= chance, width)
 
 
 def _rows(entry: Entry) -> Float[Tensor, "experts n"]:
