@@ -29,16 +29,22 @@ VERBS = {
     "demo": ["--quick", "--seed", "--out"],
     "run": ["--quick", "--dry-run", "--schema", "--out"],
     "train": ["--base", "--data", "--out", "--format", "--template", "--max-length", "--seed"],
-    "check": ["--base", "--expert", "--attention", "--svd-error", "--json", "--scan", "--no-scan"],
+    "check": [
+        *("--base", "--expert", "--attention", "--svd-error", "--allow-negated", "--json", "--scan", "--no-scan"),
+    ],
     "fuse": [
-        *("--base", "--expert", "--attention", "--svd-error", "--data", "--out", "--format", "--template"),
-        *("--max-length", "--seed"),
+        *("--base", "--expert", "--attention", "--svd-error", "--allow-negated", "--data", "--out", "--format"),
+        *("--template", "--max-length", "--seed"),
     ],
     "align": ["--data", "--out", "--format", "--seed"],
+    "calibrate": ["--data", "--out", "--format", "--seed"],
     "merge": ["--base", "--expert", "--out", "--dense", "--seed"],
     "evaluate": ["--model", "--out"],
     "report": [],
-    "export": ["--out", "--format", "--dtype", "--max-shard-size", "--base", "--tokenizer", "--no-tokenizer"],
+    "export": [
+        *("--out", "--format", "--dtype", "--max-shard-size", "--base", "--tokenizer", "--no-tokenizer"),
+        "--allow-negated",
+    ],
     "chat": ["--plain", "--template", "--new-tokens", "--temperature", "--seed"],
 }
 RECIPE = """\
@@ -128,6 +134,7 @@ def test_the_schema_is_json(main: Main) -> None:
 
 BASE = ("--base", "nowhere/at/all", "--out", "out")
 ROWS = ("--data", "helpful=rows.jsonl")
+EXPERTS = ("--expert", "a=b", "--expert", "d=e")
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown verb": (("runn",), "No such command 'runn'. Did you mean 'run'"),
     "unknown option": (("demo", "--quik"), "No such option: --quik"),
@@ -155,6 +162,19 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "an axis twice": (("train", *BASE, *ROWS, *ROWS), "--data names 'helpful' twice; give each once"),
     "a name with a path": (("train", *BASE, "--data", "../a=rows.jsonl"), "--data names '../a'; a name is letters"),
     "experts twice": (("fuse", *BASE, "--expert", "a=b", "--expert", "a=c"), "--expert names 'a' twice"),
+    "a weight of no expert": (
+        ("fuse", *BASE, "--expert", "a=b", "--expert", "c=-1.0"),
+        "--expert c=-1.0 is a weight, and no --expert c=FOLDER .*folder of that name is given as ./-1.0",
+    ),
+    "two weights": (("fuse", *BASE, *EXPERTS, "--expert", "a=1", "--expert", "a=2"), "--expert names 'a' twice"),
+    "a weight in both ways": (
+        ("fuse", *BASE, *EXPERTS, "--expert", "a=2", "weights.a=3"),
+        "weights.a is given twice, also as --expert NAME=NUMBER; keep one",
+    ),
+    "a negative weight": (("fuse", *BASE, *EXPERTS, "--expert", "a=-1"), r"\['a'\] are below 0.*--allow-negated"),
+    "a weight of 0": (("fuse", *BASE, *EXPERTS, "--expert", "a=0"), "the weight 0, which leaves nothing of them; l"),
+    "a weight of nobody": (("fuse", *BASE, *EXPERTS, "weights.c=2"), r"names \['c'\], which are no experts"),
+    "no reference": (("fuse", *BASE, *EXPERTS, "importance.reference=c"), "is 'c', which is no folder; allowed: mean"),
     "expert missing": (("fuse", "--base", ".", "--out", "out", "--expert", "a=b"), "b does not exist; give a file or"),
     "nothing to align": (("align", "none", *ROWS, "--out", "out"), "none holds no finished Triune run"),
     "no models": (("evaluate", "recipe.yaml", "--out", "out"), "Missing option '--model'"),
@@ -258,6 +278,21 @@ def test_fuse(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (context.base.max_length, out, settings) == (300, Path("out"), Fuse(top_k=1, router_init="zeros"))
 
 
+def test_a_number_is_an_experts_weight(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "fuse")
+    words = ("--expert", "helpful=-1.0", "--expert", "helpful=x", "--expert", "honest=./2", "--expert", "honest=1e-2")
+    assert main("fuse", *BASE, *words, "--allow-negated")[0] == 0
+    (_, found, _, settings, _), _ = calls[0]
+    assert found == {"helpful": Path("x"), "honest": Path("2")}
+    assert settings == Fuse(weights={"helpful": -1.0, "honest": 0.01}, allow_negated=True)
+    by_key = ("weights.helpful=-1.0", "weights.honest=0.01", "allow_negated=true")
+    assert main("fuse", *BASE, "--expert", "helpful=x", "--expert", "honest=./2", *by_key)[0] == 0
+    assert calls[1][0][1:] == calls[0][0][1:]
+    # What is no finite number is a folder, as before.
+    assert main("fuse", *BASE, "--expert", "helpful=nan", "--expert", "honest=1e999", "--expert", "c=1_0")[0] == 0
+    assert calls[2][0][1] == {"helpful": Path("nan"), "honest": Path("1e999"), "c": Path("1_0")}
+
+
 def test_fuse_takes_its_own_two_options_as_settings(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(monkeypatch, "fuse")
     experts = ("--expert", "helpful=x", "--expert", "honest=y")
@@ -306,6 +341,8 @@ def test_check(main: Main, monkeypatch: pytest.MonkeyPatch, fusable: bool, code:
     assert (base, experts) == ("base", {"helpful": Path("x"), "honest": Path("y")})
     assert (settings, options) == (Fuse(shared="base"), {"scan": True})
     assert calls[1][1] == {"scan": False}
+    main(*words, "--expert", "honest=-0.5", "--allow-negated")
+    assert calls[2][0][2] == Fuse(weights={"honest": -0.5}, allow_negated=True)
 
 
 def test_align(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +373,8 @@ def test_export(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
         (Path("run"), Path("out"), "gguf", Options(torch.float16, 2_000_000, "a/b")),
         (Path("run"), Path("out"), "native", Options(None, 5_000_000_000, "")),
     ]
+    main("export", "run", "--out", "out", "--allow-negated")
+    assert [options for _, options in calls] == [{"allow_negated": word} for word in (False, False, True)]
 
 
 def test_chat_asks_each_line(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:

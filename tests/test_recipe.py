@@ -1,12 +1,13 @@
 """What a recipe may say, and what it says where it says nothing."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from triune.recipe import MODELS, Align, Base, Fit, Fuse, Lora, Miniature, Recipe, Slice, Train
+from triune.recipe import MODELS, Align, Base, Calibrate, Fit, Fuse, Importance, Lora, Miniature, Recipe, Slice, Train
 
 SMALL: dict[str, Any] = {
     "base": {"path": "models/base"},
@@ -80,6 +81,44 @@ def test_settings_do_not_change() -> None:
             changed(align={"drift": {"honest": 1}}),
             r"drift names \['honest'\], which are not axes; axes: .*ha",
         ),
+        (Recipe, changed(fuse={"weights": {"honest": 2}}), r"weights names \['honest'\], which are no experts; exp"),
+        (Recipe, changed(fuse={"weights": {"helpful": 0}}), r"gives \['helpful'\] the weight 0"),
+        (Recipe, changed(fuse={"weights": {"helpful": -1}}), r"\['helpful'\] are below 0, .*set fuse.allow_negated"),
+        (Fuse, {"weights": {"helpful": float("nan")}}, "finite"),
+        (Fuse, {"importance": {"temperature": 0}}, "greater than 0"),
+        (Fuse, {"importance": {"similarity": "angle"}}, "'cosine' or 'inner'"),
+        (
+            Recipe,
+            changed(fuse={"importance": {"reference": "no/where"}}),
+            "reference is 'no/where', which is no folder; allowed: mean, helpful, harmless, or the folder of",
+        ),
+        (Recipe, changed(align={"prior_shares": {"honest": 1}}), r"align.prior_shares names \['honest'\], which are"),
+        (
+            Recipe,
+            changed(scarce={"align": {"prior_shares": {"kind": 1}}}),
+            r"scarce.align.prior_shares names \['kind'\]",
+        ),
+        (Recipe, changed(align={"top_k": 3}), "align.top_k is 3, but there are only 2 experts; lower it"),
+        (Recipe, changed(scarce={"align": {"top_k": 3}}), "scarce.align.top_k is 3"),
+        (Recipe, changed(variants={"a": {"fuse.weights": {"b": 2}}}), r"variants.a: fuse.weights names \['b'\]"),
+        (Recipe, changed(variants={"a": {"align.top_k": 3}}), "variants.a: align.top_k is 3, but there are only 2"),
+        (
+            Recipe,
+            changed(variants={"a": {"fuse.importance": {"reference": "x/y"}}}),
+            "variants.a: fuse.importance.reference is 'x/y', which is no folder",
+        ),
+        (Align, {"top_k": 0}, "greater than or equal to 1"),
+        (Align, {"top_k": "most"}, "'all'"),
+        (Align, {"running_decay": 1}, "less than 1"),
+        (Calibrate, {"fit": "platt"}, "'temperature', 'layer_temperature', 'vector' or 'layer_vector'"),
+        (Calibrate, {"least": 1}, "greater than or equal to 2"),
+        (Recipe, changed(compare=["fused", "calibrated"]), r"missing of \['helpful', 'harmless'\]"),
+        (Recipe, changed(compare=["fused", "variants"]), "asks for variants, but variants is empty; name some"),
+        (Recipe, changed(variants={"a/b": {}}), "variants names 'a/b'; a name is letters"),
+        (Recipe, changed(variants={"a": {"train.fit.steps": 1}}), "keys begin with fuse. or align."),
+        (Recipe, changed(variants={"a": {"fuse.top": 1}}), "variants.a: top: Extra inputs are not permitted"),
+        (Recipe, changed(variants={"a": {"fuse.top_k": 3}}), "variants.a: fuse.top_k is 3, but there are only 2"),
+        (Align, {"prior_shares": {"a": 0}}, "greater than 0"),
         (Recipe, changed(scarce={"align": {"drift": {"kind": 1}}}), r"drift names \['kind'\], which are not axes"),
         (Recipe, changed(train={"lora": {"targets": ["q_proj", "up_proj"]}}), r"\['q_proj'\] lie outside the feed-f"),
         (
@@ -116,5 +155,24 @@ def test_numbers_as_yaml_writes_them() -> None:
     assert Align.model_validate({"gating": 0, "drift": {"helpful": 0}}).drift == {"helpful": 0.0}
 
 
+def test_importance_and_weights(tmp_path: Path) -> None:
+    fuse = {"weights": {"harmless": -1, "helpful": 0.5}, "allow_negated": True, "importance": {"reference": "helpful"}}
+    recipe = Recipe.model_validate(changed(fuse=fuse, align={"top_k": "all", "prior_shares": {"helpful": 2}}))
+    assert recipe.fuse.weights == {"harmless": -1.0, "helpful": 0.5}
+    assert recipe.fuse.importance == Importance(similarity="cosine", reference="helpful", temperature=1.0)
+    assert Recipe.model_validate(changed()).fuse.importance is None
+    for reference in ("mean", str(tmp_path)):
+        Recipe.model_validate(changed(fuse={"importance": {"reference": reference}}))
+    assert Recipe.model_validate(changed(align={"top_k": 2})).align.top_k == 2
+
+
 def test_k_may_be_all_experts() -> None:
     assert Recipe.model_validate(changed(fuse={"top_k": 2})).fuse.top_k == 2
+
+
+def test_a_variant_is_the_recipe_with_other_settings() -> None:
+    variants = {"a": {"fuse.top_k": 1, "fuse.importance": {}, "align.drift.helpful": 0.5}, "b": {}}
+    recipe = Recipe.model_validate(changed(variants=variants, align={"gating": 0.3}))
+    fuse, align = recipe.variant("a")
+    assert (fuse.top_k, fuse.importance, align.gating, align.drift) == (1, Importance(), 0.3, {"helpful": 0.5})
+    assert recipe.variant("b") == (recipe.fuse, recipe.align)

@@ -1,120 +1,61 @@
-"""A recipe: one YAML file that says everything a run does. Every default of Triune stands here, once.
+"""A recipe: one YAML file that says everything a run does.
 
-Models of pydantic; unknown keys are refused. Numbers marked H3Fusion are that paper's published settings
-(arXiv 2411.17792).
+Models of pydantic; unknown keys are refused. Every default stands once: here, and for what makes models in
+`triune.method_settings`, for merges and baselines in `triune.baseline_settings`.
 """
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from triune.baseline_settings import Arrow, MergekitMoe, Merges, XLora
-from triune.settings import NUMBER, Count, Fraction, NotNegative, Positive, Probability, Settings, Whole
+from triune.data_settings import (
+    AxisData,
+    Benchmark,
+    Likelihood,
+    MiniatureTests,
+    MultipleChoice,
+    PreferenceAccuracy,
+    Slice,
+)
+from triune.errors import InputError
+from triune.method_settings import FFN, Align, Calibrate, Fit, Fuse, Importance, Lora, Train
+from triune.settings import NUMBER, Count, Positive, Settings, Whole
+
+__all__ = [
+    "FFN",
+    "MODELS",
+    "NAME",
+    "SHARED",
+    "Align",
+    "AxisData",
+    "Base",
+    "Baseline",
+    "Benchmark",
+    "Calibrate",
+    "Compared",
+    "Fit",
+    "Fuse",
+    "Importance",
+    "Likelihood",
+    "Lora",
+    "Merge",
+    "Miniature",
+    "MiniatureTests",
+    "MultipleChoice",
+    "PreferenceAccuracy",
+    "Recipe",
+    "Scarce",
+    "Slice",
+    "Train",
+    "check_weights",
+]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of an axis: folders and files are named after it
-FFN = ("gate_proj", "up_proj", "down_proj")
 SHARED = ("refuse", "base", "average", "ties")
-
-
-class Lora(Settings):
-    """Low-rank adapters of one expert."""
-
-    rank: Count = Field(8, description="r of B A (H3Fusion)")
-    alpha: Positive = Field(4.0, description="scale s = alpha / rank (H3Fusion)")
-    dropout: Probability = Field(0.1, description="on the adapter's input (H3Fusion)")
-    targets: tuple[str, ...] = Field(
-        FFN,
-        description="modules that get an adapter; the feed-forward projections, so that attention stays shared",
-    )
-    rslora: bool = Field(False, description="scale alpha / sqrt(rank) instead")
-
-
-class Fit(Settings):
-    """How a model is trained: transformers.Trainer's AdamW."""
-
-    learning_rate: Positive = Field(5e-4, description="H3Fusion")
-    epochs: Positive = Field(3.0, description="passes over the data (H3Fusion); ignored where steps is set")
-    steps: Count | None = Field(None, description="optimiser steps")
-    batch_size: Count = Field(32, description="examples a step on one device, before accumulation")
-    accumulation: Count = Field(1, description="batches summed before a step")
-    warmup_steps: Whole = Field(0, description="linear warm-up")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay to zero, or none")
-    weight_decay: NotNegative = Field(0.0, description="0: idle experts' stacked factors would decay otherwise")
-    clip: Positive = Field(1.0, description="gradient norm")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
-    checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-
-
-class Train(Settings):
-    """Stage 1: one expert an axis."""
-
-    lora: Lora = Lora()
-    fit: Fit = Fit()
-
-
-class Fuse(Settings):
-    """Putting the experts into one model."""
-
-    top_k: Count = Field(2, description="experts a token is sent to (H3Fusion: 2 of 3)")
-    temperature: Positive = Field(1.0, description="T in softmax(z / T)")
-    renormalise: bool = Field(True, description="the top k weights sum to one; false keeps the plain softmax weights")
-    router_init: Literal["means", "logistic", "zeros", "random"] = Field(
-        "logistic", description="from the feed-forward inputs of each axis's data, or without data"
-    )
-    router_examples: Count = Field(64, description="examples an axis for means and logistic")
-    shared: str = Field(
-        "refuse",
-        description="what to do with an expert's changes outside the feed-forward blocks: refuse, base (discard), "
-        "average, ties (merge them by TIES), or an axis's name (take that expert's)",
-    )
-    svd_error: Fraction = Field(
-        0.1,
-        description="of a full fine-tune: largest ‖ΔW - B A‖ / ‖ΔW‖ of each matrix; 0 keeps the whole difference",
-    )
-
-
-class Align(Settings):
-    """Stage 2: L = L_LM + gating L_gate + Σ_a drift_a D_a + representation L_rep + balance L_bal."""
-
-    trainable: Literal["routers", "routers+experts", "routers+experts+attention"] = "routers+experts"
-    gating: NotNegative = Field(0.01, description="λ (H3Fusion)")
-    drift: dict[str, NotNegative] = Field(default_factory=dict, description="γ by axis (H3Fusion: 0 to 1e-2)")
-    representation: NotNegative = Field(0.0, description="ρ")
-    balance: NotNegative = Field(0.0, description="weight of the load-balancing term")
-    router_learning_rate: Positive = Field(1e-2, description="the routers' own learning rate")
-    attention: Lora = Field(Lora(targets=("q_proj", "k_proj", "v_proj", "o_proj")), description="merged afterwards")
-    fit: Fit = Fit()
-
-
-class Slice(Settings):
-    """Rows of one source: a file, a folder or a hub data set; whole prompts, from one fraction to another."""
-
-    source: str = Field(description="local path or hub name; 'miniature' for the built-in world")
-    format: str = Field("rows", description="how its rows are read, a name of triune.data.formats.FORMATS")
-    config: str | None = Field(None, description="configuration of a hub data set")
-    split: str | None = Field(None, description="split of a hub data set")
-    order: Literal["shuffled", "file"] = Field("shuffled", description="order of the prompts before cutting")
-    start: Fraction = Field(0.0, description="first prompt taken, as a fraction of the distinct prompts")
-    stop: Fraction = Field(1.0, description="where to stop")
-    limit: Count | None = Field(None, description="at most this many rows")
-    longest: Count | None = Field(None, description="drop rows whose prompt and response have more characters")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Slice":
-        if self.start >= self.stop:
-            raise ValueError(f"start {self.start} is not below stop {self.stop}, so the slice is empty")
-        return self
-
-
-class AxisData(Settings):
-    """What one axis is trained on, and what its likelihood is measured on."""
-
-    train: Slice
-    test: Slice | None = None
-    expert: str | None = Field(
-        None, description="an expert made elsewhere: the folder of an adapter or of a full fine-tune; then not trained"
-    )
 
 
 class Miniature(Settings):
@@ -154,37 +95,6 @@ class Base(Settings):
         return self
 
 
-class Likelihood(Settings):
-    """Answer negative log-likelihood per token on every axis's test slice."""
-
-    kind: Literal["nll"]
-
-
-class PreferenceAccuracy(Settings):
-    """How often the better answer is the more likely one, by mean log-probability per token."""
-
-    kind: Literal["preference"]
-    data: Slice
-
-
-class MultipleChoice(Settings):
-    """MC1 and MC2 of TruthfulQA by likelihood; `prompts` says which questions (by text) are test questions."""
-
-    kind: Literal["multiple_choice"]
-    data: Slice
-    prompts: Slice | None = None
-
-
-class MiniatureTests(Settings):
-    """The miniature world's exact tests."""
-
-    kind: Literal["miniature"]
-    limit: Count | None = Field(None, description="at most this many prompts a test")
-
-
-Benchmark = Annotated[Likelihood | PreferenceAccuracy | MultipleChoice | MiniatureTests, Field(discriminator="kind")]
-
-
 class Scarce(Settings):
     """The comparison where joint data are few: experts trained apart, then n joint examples an axis."""
 
@@ -211,8 +121,28 @@ Merge = Literal[
     "rtsvm",
 ]
 Baseline = Literal["ensemble", "ranking", "instruct", "xlora", "arrow", "mergekit_moe"]
-Compared = Literal["base", "experts", "mixture", Merge, Baseline, "fused"]
+Compared = Literal["base", "experts", "mixture", Merge, Baseline, "fused", "calibrated", "variants"]
 MODELS: tuple[Compared, ...] = ("base", "experts", "mixture", "average", "sum", "fused")
+
+
+def check_weights(fuse: Fuse, axes: Sequence[str]) -> None:
+    """Raise InputError for a weight of what is no expert, of zero, or below zero without `allow_negated`.
+
+    Any negative weight needs the word, not only that of an expert called harmless: names are free, so that none of
+    them says which expert keeps a model safe.
+    """
+    strangers = [axis for axis in fuse.weights if axis not in axes]
+    if strangers:
+        raise InputError(f"fuse.weights names {strangers}, which are no experts; experts: {list(axes)}")
+    zero = [axis for axis, weight in fuse.weights.items() if weight == 0]
+    if zero:
+        raise InputError(f"fuse.weights gives {zero} the weight 0, which leaves nothing of them; leave them out")
+    negative = [axis for axis, weight in fuse.weights.items() if weight < 0]
+    if negative and not fuse.allow_negated:
+        raise InputError(
+            f"fuse.weights of {negative} are below 0, which takes away what those experts were trained for (a model's "
+            "safety, it may be); if that is meant, set fuse.allow_negated (--allow-negated)"
+        )
 
 
 class Recipe(Settings):
@@ -222,12 +152,17 @@ class Recipe(Settings):
     about: str = ""
     caveats: tuple[str, ...] = Field((), description="what this run does not show; printed in its report")
     seed: Whole = 0
+    seeds: tuple[Whole, ...] = Field((), description="run once for each; `seed` is then not used")
     base: Base
     axes: dict[str, AxisData]
     train: Train = Train()
     mixture: Train = Field(Train(), description="the baseline: one adapter trained on the mixture")
     fuse: Fuse = Fuse()
     align: Align = Align()
+    calibrate: Calibrate | None = Field(None, description="makes the row calibrated: fused, its routing calibrated")
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="further fused models: dotted keys of fuse and align set otherwise"
+    )
     joint: Count | None = Field(None, description="examples an axis for mixture and align; all by default")
     compare: Annotated[tuple[Compared, ...], Field(min_length=1)] = MODELS
     merges: Merges = Merges()
@@ -250,16 +185,86 @@ class Recipe(Settings):
             raise ValueError(
                 f"axes names {odd}; an axis's name is letters, digits, - and _ (folders are named after it)"
             )
+        self._check_seeds()
         if not self.evaluate:
             raise ValueError("evaluate is missing or empty, so that nothing would be measured; add {kind: nll}, say")
-        if self.fuse.top_k > len(self.axes):
-            raise ValueError(f"fuse.top_k is {self.fuse.top_k}, but there are only {len(self.axes)} experts; lower it")
-        drifts = [*self.align.drift, *(self.scarce.align.drift if self.scarce is not None else ())]
-        strangers = [axis for axis in drifts if axis not in self.axes]
-        if strangers:
-            raise ValueError(f"align.drift names {strangers}, which are not axes; axes: {list(self.axes)}")
+        self._check_fuse("", self.fuse)
+        self._check_align("align", self.align)
+        if self.scarce is not None:
+            self._check_align("scarce.align", self.scarce.align)
         self._check_shared()
+        self._check_calibration()
+        for name in self.variants:
+            self.variant(name)
         return self
+
+    def _check_seeds(self) -> None:
+        if len(self.seeds) == 1:
+            raise ValueError(f"seeds has only {self.seeds[0]}; give at least two, or seed: {self.seeds[0]} instead")
+        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seeds names {twice} more than once, so that one run would count as several; keep one")
+
+    def variant(self, name: str) -> tuple[Fuse, Align]:
+        """How a variant is fused and aligned. Raises ValueError for other keys and values that are refused."""
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"variants names {name!r}; a name is letters, digits, - and _ (folders are named after it)"
+            )
+        content: dict[str, Any] = {"fuse": self.fuse.model_dump(), "align": self.align.model_dump()}
+        for key, value in self.variants[name].items():
+            *path, last = key.split(".")
+            place: Any = content
+            for part in path:
+                place = place.setdefault(part, {}) if isinstance(place, dict) else None
+                place = {} if place is None else place
+            place[last] = value
+        if content.keys() != {"fuse", "align"}:
+            raise ValueError(f"variants.{name} sets {list(self.variants[name])}; keys begin with fuse. or align.")
+        try:
+            fuse, align = Fuse.model_validate(content["fuse"]), Align.model_validate(content["align"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"variants.{name}: {where}: {first['msg']} (got {first['input']!r:.60})") from error
+        self._check_fuse(f"variants.{name}: ", fuse)
+        self._check_align(f"variants.{name}: align", align)
+        return fuse, align
+
+    def _check_calibration(self) -> None:
+        if "variants" in self.compare and not self.variants:
+            raise ValueError("compare asks for variants, but variants is empty; name some, or leave the row out")
+        if "calibrated" not in self.compare:
+            return
+        without = [axis for axis, data in self.axes.items() if data.calibration is None]
+        if self.calibrate is None or "fused" not in self.compare or without:
+            raise ValueError(
+                "compare asks for calibrated, which needs the row fused, calibrate (calibrate: {} has the defaults) "
+                f"and a calibration slice of every axis; missing of {without or 'none'}"
+            )
+
+    def _check_align(self, place: str, align: Align) -> None:
+        for key in ("drift", "prior_shares"):
+            strangers = [axis for axis in getattr(align, key) if axis not in self.axes]
+            if strangers:
+                raise ValueError(f"{place}.{key} names {strangers}, which are not axes; axes: {list(self.axes)}")
+        if isinstance(align.top_k, int) and align.top_k > len(self.axes):
+            raise ValueError(f"{place}.top_k is {align.top_k}, but there are only {len(self.axes)} experts; lower it")
+
+    def _check_fuse(self, place: str, fuse: Fuse) -> None:
+        axes, importance = list(self.axes), fuse.importance
+        if fuse.top_k > len(axes):
+            raise ValueError(f"{place}fuse.top_k is {fuse.top_k}, but there are only {len(axes)} experts; lower it")
+        try:
+            check_weights(fuse, axes)
+        except InputError as error:
+            raise ValueError(f"{place}{error}") from error
+        known = ("mean", *axes)
+        if importance is not None and importance.reference not in known and not Path(importance.reference).is_dir():
+            raise ValueError(
+                f"{place}fuse.importance.reference is {importance.reference!r}, which is no folder; allowed: "
+                f"{', '.join(known)}, or the folder of an adapter or of a full fine-tune"
+            )
 
     def _check_shared(self) -> None:
         allowed = [*SHARED, *self.axes]

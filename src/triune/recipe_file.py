@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from triune.errors import InputError
+from triune.presets import preset, under
 from triune.recipe import Recipe
 
 T = TypeVar("T", bound=BaseModel)
@@ -43,11 +44,23 @@ def parse_recipe(text: str, origin: str, *, quick: bool = False, overrides: Sequ
         raise InputError(
             f"{origin} holds {type(content).__name__}; a recipe is a mapping of keys, see `triune run --schema`"
         )
+    content = _on_preset(content, origin)
     smaller = content.get("quick") if quick else None
     for key, value in smaller.items() if isinstance(smaller, dict) else ():
         _set(content, str(key), value, f"{origin}, quick")
     _override(content, overrides, "align.gating=0.1")
     return validate(Recipe, content, origin)
+
+
+def _on_preset(content: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The recipe with what it leaves open taken from the preset that it names."""
+    if "preset" not in content:
+        return content
+    rest = {key: value for key, value in content.items() if key != "preset"}
+    try:
+        return under(preset(content["preset"]), rest)
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from error
 
 
 def _read_yaml(text: str, origin: str) -> Any:
@@ -121,9 +134,14 @@ def _index(place: Any, key: str, dotted: str, origin: str) -> str | int:
 
 
 def settings_from(model: type[T], overrides: Sequence[str]) -> T:
-    """One part of a recipe (Train, Fuse, Align) from `key=value` overrides alone, defaults elsewhere."""
+    """One part of a recipe (Train, Fuse, Align) from `key=value` overrides alone, defaults elsewhere.
+
+    `preset=trinityx` takes what that preset says of this part. Raises InputError as `load_recipe` does.
+    """
     content: dict[str, Any] = {}
     _override(content, overrides, "fit.steps=100")
+    if "preset" in content:
+        content = under(preset(content.pop("preset")).get(model.__name__.lower(), {}), content)
     return validate(model, content, "the command line")
 
 

@@ -202,7 +202,7 @@ def test_what_is_written(content: dict[str, Any], tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == sorted(
         [
             *(f"{part}.{axis}.jsonl" for part in ("train", "test") for axis in ("helpful", "honest")),
-            *(f"{name}.jsonl" for name in ("joint", "scarce", "probes", "preference", "mc1", "mc2")),
+            *(f"{name}.jsonl" for name in ("joint", "scarce", "probes", "routed", "preference", "mc1", "mc2")),
             "summary.json",
         ]
     )
@@ -233,3 +233,35 @@ def test_benchmark_prompts_are_written_by_name(tmp_path: Path) -> None:
     assert load_rows(tmp_path / "prompts.facts.jsonl", BenchmarkPrompt) == prompts["facts"]
     assert not (tmp_path / "preference.jsonl").exists()
     assert not (tmp_path / "scarce.jsonl").exists()
+
+
+def test_calibration_rows_are_neither_trained_on_nor_tested_with(content: dict[str, Any], tmp_path: Path) -> None:
+    source = content["axes"]["helpful"]["train"]["source"]
+    halves = {"train": {"source": source, "stop": 0.4}, "test": {"source": source, "start": 0.5}}
+    held_out = {**halves, "calibration": {"source": source, "start": 0.4, "stop": 0.5}}
+    prepared = prepare(changed(content, lambda c: c["axes"].update(helpful=held_out)))
+    assert len(prepared.calibration["helpful"]) == 2
+    for overlap, name in (({"start": 0.3, "stop": 0.5}, "training data"), ({"start": 0.4, "stop": 0.6}, "test of")):
+        clash = {**halves, "calibration": {"source": source, **overlap}}
+        with pytest.raises(InputError, match=f"(?s)calibration.*{name}|{name}.*calibration"):
+            prepare(changed(content, lambda c, own=clash: c["axes"].update(helpful=own)))
+    out = tmp_path / "data"
+    out.mkdir()
+    write_prepared(prepared, changed(content, lambda c: None), out)
+    assert load_rows(out / "calibration.helpful.jsonl", Example) == prepared.calibration["helpful"]
+
+
+def test_the_miniature_world_holds_rows_out() -> None:
+    axes = {
+        axis: {"train": {"source": "miniature", "limit": 50}, "calibration": {"source": "miniature", "limit": 20}}
+        for axis in ("helpful", "harmless", "honest")
+    }
+    recipe = Recipe.model_validate({"base": {"miniature": {}}, "axes": axes, "evaluate": [{"kind": "miniature"}]})
+    prepared = prepare(recipe)
+    without = recipe.model_copy(
+        update={"axes": {a: d.model_copy(update={"calibration": None}) for a, d in recipe.axes.items()}}
+    )
+    assert prepared.train == prepare(without).train
+    for axis, rows in prepared.calibration.items():
+        assert len(rows) == 20
+        assert not {row.prompt for row in rows} & {row.prompt for row in prepared.train[axis]}

@@ -15,9 +15,10 @@ from triune.errors import InputError
 from triune.experts import lowrank
 from triune.experts.fitting import Curve, Job
 from triune.fusion import losses, router
-from triune.fusion.aligning import align, expert_representations, objective
+from triune.fusion.aligning import align, expert_representations
 from triune.fusion.building import build, layer_factors
 from triune.fusion.modeling import TriuneForCausalLM
+from triune.fusion.objective import objective
 from triune.models.encoding import Encoded, collate
 from triune.models.likelihood import answer_nll
 from triune.progress import SILENT
@@ -25,6 +26,7 @@ from triune.recipe import Align, Fit, Fuse, Lora
 
 ROWS = random_rows(12)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TERMS = ("lm", "gating", "balance", "entropy", "running", "prior")  # of every batch, whatever their weights
 FACTORS = {f"mlp.{name}_{side}" for name in ("gate", "up", "down") for side in "ab"}
 
 
@@ -91,7 +93,7 @@ def test_only_what_is_asked_for_changes(trainable: str, wanted: set[str], family
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
     assert not any(module.training for module in model.modules())
     assert [row["step"] for row in curve] == [1, 2]
-    assert curve[0].keys() == {"step", "loss", "lm", "gating", "balance"}
+    assert curve[0].keys() == {"step", "loss", *TERMS}
 
 
 def test_merged_attention_is_the_whole_tuned_model(tmp_path: Path, tokens: Tensor) -> None:
@@ -192,7 +194,8 @@ def test_expert_representations_are_those_of_whole_experts_one_row_at_a_time() -
 
 def test_the_objective_is_the_weighted_sum_of_its_terms_over_the_batch() -> None:
     model = fused(torch.float64)
-    how = settings(gating=0.3, balance=0.2, drift={"honest": 0.5}, representation=0.7)
+    trinityx = {"entropy": 0.4, "running": 0.6, "prior": 0.8, "prior_shares": {"honest": 2.0}}
+    how = settings(gating=0.3, balance=0.2, drift={"honest": 0.5}, representation=0.7, **trinityx)
     batch = collate(ROWS, 0, axes=AXES) | {"target": torch.ones(12, 16, dtype=torch.float64)}
     loss = objective(model, how)
     loss(model, batch)  # drift counts from here
@@ -208,9 +211,72 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_over_the_batch() -> None
     assert parts["drift:honest"] == pytest.approx(increment.norm().item() / 2, rel=1e-9)
     apart = (representations(model) - 1).square().sum(1).mean().item()
     assert parts["representation"] == pytest.approx(apart, rel=1e-9)
+    probs, mask = torch.stack(out.router_logits).softmax(-1), batch["attention_mask"].bool()
+    assert parts["entropy"] == pytest.approx(losses.routing_entropy(probs, mask).mean().item(), rel=1e-9)
+    now = losses.batch_routing(probs, mask)
+    prior = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
+    assert parts["prior"] == pytest.approx(losses.routing_divergence(now, prior).item(), rel=1e-9)
     weights = {"lm": 1.0, "gating": 0.3, "balance": 0.2, "drift:honest": 0.5, "representation": 0.7}
+    weights |= {"entropy": 0.4, "running": 0.6, "prior": 0.8}
     assert parts.keys() == weights.keys()
     assert total.item() == pytest.approx(sum(weights[name] * value for name, value in parts.items()), rel=1e-12)
+
+
+def test_the_running_average_is_of_the_batches_before_and_outlives_a_checkpoint() -> None:
+    model, how = fused(torch.float64), settings(running=1.0, running_decay=0.75, drift={"honest": 0.5})
+    loss = objective(model, how)
+    batches = [collate(ROWS[:6], 0, axes=AXES), collate(ROWS[6:], 0, axes=AXES), collate(ROWS[3:9], 0, axes=AXES)]
+
+    def routed(batch: dict[str, Tensor]) -> Tensor:
+        out = model(batch["input_ids"], attention_mask=batch["attention_mask"], output_router_logits=True)
+        return losses.batch_routing(torch.stack(out.router_logits).softmax(-1), batch["attention_mask"].bool())
+
+    first, second, third = map(routed, batches)
+    assert loss(model, batches[0])[1]["running"] == 0  # there is nothing before it
+    assert loss(model, batches[1])[1]["running"] == pytest.approx(losses.routing_divergence(second, first).item())
+    with torch.no_grad():
+        model.mixtures()[0].factors().gate.expert(2)[1].add_(1)
+    resumed = objective(model, how)
+    resumed.load_state({name: tensor.clone() for name, tensor in loss.state().items()})
+    third = routed(batches[2])
+    wanted = losses.routing_divergence(third, 0.75 * first + 0.25 * second).item()
+    for own in (loss, resumed):
+        parts = own(model, batches[2])[1]
+        assert parts["running"] == pytest.approx(wanted)
+        assert parts["drift:honest"] > 0.1  # from where the first call found it, not from where the resumed one did
+    assert objective(model, how).state() == {}
+
+
+def test_entropy_makes_the_routing_decisive() -> None:
+    free, decisive = fused(), fused()
+    for model in (free, decisive):
+        with torch.no_grad():
+            for mixture in model.mixtures():
+                mixture.router.weight.mul_(0.1)
+    loose = tune(free, fit={"steps": 60}, trainable="routers", gating=0, router_learning_rate=0.05)
+    tight = tune(decisive, fit={"steps": 60}, trainable="routers", gating=0, entropy=1.0, router_learning_rate=0.05)
+    assert tight[-1]["entropy"] < 0.5 * loose[-1]["entropy"]
+
+
+def test_tokens_go_to_as_many_experts_as_training_asks_for() -> None:
+    model, seen = fused(top_k=1), []
+    model.mixtures()[0].register_forward_pre_hook(lambda mixture, _args: seen.append(mixture.top_k))
+    tune(model, top_k="all", fit={"steps": 2})
+    assert set(seen) == {3}
+    assert [mixture.top_k for mixture in model.mixtures()] == [1, 1]
+    tune(model, top_k=2, fit={"steps": 1})
+    tune(model, fit={"steps": 1})
+    assert seen[2:] == [2, 1]
+    with pytest.raises(InputError, match=r"align.top_k is 4, but there are only 3 experts; lower it"):
+        tune(model, top_k=4)
+
+
+def test_the_norm_behind_the_mixture_learns_with_the_routers() -> None:
+    base = random_base("llama", torch.float32)
+    model = build(base, random_experts(base, std=0.3), Fuse(post_norm=True))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tune(model, trainable="routers", fit={"steps": 2})
+    assert changed(before, model) == {"mlp.router.weight", "mlp.post_norm.weight", "mlp.post_norm.bias"}
 
 
 def gating_by_hand(logits: tuple[Tensor, ...]) -> float:

@@ -46,7 +46,7 @@ from triune.fusion.checking_results import CheckResult, Severity
 from triune.fusion.checking_settings import SETTINGS, compare_configs
 from triune.fusion.checking_weights import ranges, spans
 from triune.models.store import folder_header, hash_weights, load_tensors
-from triune.recipe import Base, Fuse
+from triune.recipe import Base, Fuse, Importance
 from triune.record import write_json
 from triune.report.check_page import check_text
 
@@ -252,6 +252,17 @@ def test_one_expert_is_no_fusion(sound: Path) -> None:
     assert "a fusion needs two or more" in said(result, "refused", "experts")
     assert "fuse.top_k is 2, but there are only 1 experts" in said(result, "refused", "experts")
     assert not look(sound, Fuse(top_k=1), helpful=sound / "helpful").fusable
+
+
+def test_weights_and_the_reference_are_checked_as_fusing_does(sound: Path) -> None:
+    negative = Fuse(weights={"honest": -1})
+    assert "are below 0" in said(look(sound, negative), "refused", "experts")
+    allowed = look(sound, Fuse(weights={"honest": -1}, allow_negated=True))
+    assert allowed.fusable
+    assert "the expert 'honest' is subtracted (weight -1)" in said(allowed, "warning", "experts")
+    wrong = look(sound, Fuse(weights={"kind": 2}, importance=Importance(reference="no/where")))
+    assert_said(wrong, "refused", "experts", r"fuse.weights names \['kind'\], which are no experts")
+    assert_said(wrong, "refused", "experts", "fuse.importance.reference is 'no/where', which is no folder")
 
 
 def test_an_expert_given_twice_is_noticed(sound: Path) -> None:

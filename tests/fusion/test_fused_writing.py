@@ -23,7 +23,7 @@ from triune.fusion.opening import open_fused
 from triune.fusion.writing import Blank, blank, fusion, write_fused
 from triune.models.loading import load_base, quiet
 from triune.models.store import load_tensors
-from triune.recipe import Fuse
+from triune.recipe import Fuse, Importance
 
 F64 = torch.float64
 AXES = ("helpful", "harmless", "honest")
@@ -38,9 +38,13 @@ def experts_of(family: str) -> list[TaskVector]:
     return [*experts[:2], TaskVector("honest", experts[2].parts, "", others)]
 
 
+def gamma_of(settings: Fuse) -> list[float] | None:
+    return None if settings.importance is None else [0.5, 0.3, 0.2]
+
+
 def in_memory(base: Path, dtype: torch.dtype, experts: list[TaskVector], settings: Fuse, out: Path) -> Path:
     model, _ = load_base(base, dtype=dtype)
-    fused = build(model, experts, settings)
+    fused = build(model, experts, settings, gamma_of(settings))
     start_routers(fused, "random", [], torch.Generator().manual_seed(0))
     with quiet():
         fused.save_pretrained(out)
@@ -51,7 +55,7 @@ def as_stream(base: Blank, experts: list[TaskVector], settings: Fuse, out: Path,
     sizes = (2, len(experts), base.config.hidden_size)
     routers = router_weights("random", [], sizes, torch.Generator().manual_seed(0))
     out.mkdir()
-    write_fused(fusion(base, experts, settings, routers), out, max_bytes=max_bytes)
+    write_fused(fusion(base, experts, settings, routers, gamma_of(settings)), out, max_bytes=max_bytes)
     return out
 
 
@@ -77,6 +81,41 @@ def test_every_dtype_and_choice(dtype: torch.dtype, choice: str, tmp_path: Path)
     assert_same_files(got, want)
     model, _ = open_fused(save_tokenizer(base, got), dtype)
     assert model.model.layers[0].mlp.gate_a.dtype == dtype
+
+
+TRINITYX = Fuse(
+    shared="average",
+    temperature=0.7,
+    importance=Importance(),
+    weights={"harmless": -1.0, "honest": 0.5},
+    allow_negated=True,
+    post_norm=True,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_importance_weights_and_the_layer_norm(dtype: torch.dtype, tmp_path: Path, tokens: Tensor) -> None:
+    base, experts = save(random_base("llama"), tmp_path / "base"), experts_of("llama")
+    want = in_memory(base, dtype, experts, TRINITYX, tmp_path / "memory")
+    got = as_stream(blank(base, dtype), experts, TRINITYX, tmp_path / "stream")
+    assert_same_files(got, want)
+    stored = load_tensors(got / "model.safetensors")
+    for layer in range(2):
+        norm = [stored[f"model.layers.{layer}.mlp.post_norm.{name}"] for name in ("weight", "bias")]
+        assert [(tensor.dtype, set(tensor.tolist())) for tensor in norm] == [(dtype, {1.0}), (dtype, {0.0})]
+    model, _ = open_fused(save_tokenizer(base, got), dtype)
+    assert model.config.expert_importance == [0.5, 0.3, 0.2]
+    assert model.config.expert_weights == [1.0, -1.0, 0.5]
+    assert model.config.post_norm
+    assert model(tokens).logits.isfinite().all()
+
+
+def test_importance_is_given_where_it_is_asked_for_and_only_there(tmp_path: Path) -> None:
+    base, experts = blank(save(random_base("llama"), tmp_path / "base"), torch.float32), experts_of("llama")
+    with pytest.raises(InputError, match=r"asks for an importance, and γ is None; give both"):
+        fusion(base, experts, TRINITYX, [])
+    with pytest.raises(InputError, match=r"asks for no importance, and γ is \[1.0, 1.0\]"):
+        fusion(base, experts, Fuse(shared="base"), [], [1.0, 1.0])
 
 
 def save_tokenizer(base: Path, folder: Path) -> Path:

@@ -65,6 +65,112 @@ class TestGatingLoss:
         assert torch.autograd.gradcheck(lambda p: losses.gating_loss(p, axis), random_probs(3, 3).requires_grad_())
 
 
+class TestRoutingEntropy:
+    def test_by_hand(self) -> None:
+        probs = torch.tensor(
+            [[[[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]], [[[1.0, 0.0], [0.25, 0.75], [0.5, 0.5]]]], dtype=F64
+        )
+        mask = torch.tensor([[True, True, False]])
+        quarter = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+        assert losses.routing_entropy(probs, mask).tolist() == pytest.approx([(math.log(2) + quarter) / 4], rel=1e-12)
+
+    def test_against_a_loop(self) -> None:
+        probs = random_probs(2, 3, 4, 3)
+        mask = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) > 0.4
+        mask[:, 0] = True
+        for b, got in enumerate(losses.routing_entropy(probs, mask).tolist()):
+            kept = [probs[layer, b, t].tolist() for layer in range(2) for t in range(4) if mask[b, t]]
+            loop = [-math.fsum(p * math.log(p) for p in row) for row in kept]
+            assert got == pytest.approx(math.fsum(loop) / len(loop), rel=1e-12)
+
+    def test_limits(self) -> None:
+        one_hot = torch.eye(3)[torch.tensor([[[0, 1]], [[2, 2]]])]
+        assert losses.routing_entropy(one_hot, torch.tensor([[True, True]])).item() == 0
+        assert losses.routing_entropy(one_hot, torch.tensor([[False, False]])).item() == 0
+        uniform = torch.full((1, 2, 3, 4), 0.25, dtype=F64)
+        mask = torch.ones(2, 3, dtype=torch.bool)
+        assert losses.routing_entropy(uniform, mask).tolist() == pytest.approx([math.log(4)] * 2)
+
+    def test_gradient(self) -> None:
+        mask = torch.tensor([[True, False], [True, True]])
+        probs = random_probs(2, 2, 2, 3).requires_grad_()
+        assert torch.autograd.gradcheck(lambda p: losses.routing_entropy(p, mask), probs)
+        edge = torch.tensor([[[[1.0, 0.0]]]], dtype=F64, requires_grad=True)
+        losses.routing_entropy(edge, torch.tensor([[True]])).sum().backward()
+        assert edge.grad is not None
+        assert edge.grad.isfinite().all()
+
+
+class TestRoutingDivergence:
+    def test_by_hand(self) -> None:
+        p = torch.tensor([[0.5, 0.5], [1.0, 0.0]], dtype=F64)
+        q = torch.tensor([0.25, 0.75], dtype=F64)
+        first, second = 0.5 * math.log(2) + 0.5 * math.log(2 / 3), math.log(4)
+        assert losses.routing_divergence(p, q).item() == pytest.approx((first + second) / 2, rel=1e-12)
+
+    def test_against_a_loop(self) -> None:
+        p, q = random_probs(4, 3), random_probs(4, 3, seed=1)
+        rows = [
+            math.fsum(a * math.log(a / b) for a, b in zip(*pair, strict=True))
+            for pair in zip(p.tolist(), q.tolist(), strict=True)
+        ]
+        assert losses.routing_divergence(p, q).item() == pytest.approx(math.fsum(rows) / 4, rel=1e-12)
+
+    def test_limits(self) -> None:
+        p = random_probs(2, 3)
+        assert losses.routing_divergence(p, p).item() == 0
+        assert losses.routing_divergence(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 1.0])).item() == math.inf
+        assert losses.routing_divergence(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0, 0.0])).item() == 0
+
+    def test_the_gradient_is_that_of_the_routing_alone(self) -> None:
+        p, q = random_probs(2, 3).requires_grad_(), random_probs(2, 3, seed=1).requires_grad_()
+        losses.routing_divergence(p, q).backward()
+        assert q.grad is None
+        assert torch.autograd.gradcheck(lambda x: losses.routing_divergence(x, q.detach()), p)
+
+
+class TestBatchRouting:
+    def test_every_sample_counts_once_in_each_layer(self) -> None:
+        probs = torch.tensor(
+            [[[[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [9.0, 9.0]], [[7.0, 7.0], [7.0, 7.0]]]], dtype=F64
+        )
+        mask = torch.tensor([[True, True], [True, False], [False, False]])
+        assert losses.batch_routing(probs, mask).tolist() == [[0.5, 0.5]]
+
+    def test_against_a_loop(self) -> None:
+        probs = random_probs(2, 3, 4, 3)
+        mask = torch.rand(3, 4, generator=torch.Generator().manual_seed(2)) > 0.5
+        mask[:, 1] = True
+        got = losses.batch_routing(probs, mask)
+        for layer in range(2):
+            for e in range(3):
+                samples = [[probs[layer, b, t, e].item() for t in range(4) if mask[b, t]] for b in range(3)]
+                mean = math.fsum(math.fsum(own) / len(own) for own in samples) / 3
+                assert got[layer, e].item() == pytest.approx(mean, rel=1e-12)
+
+    def test_limits_and_gradient(self) -> None:
+        probs = random_probs(2, 2, 3, 4).requires_grad_()
+        nothing = losses.batch_routing(probs, torch.zeros(2, 3, dtype=torch.bool))
+        assert nothing.tolist() == [[0.25] * 4] * 2
+        mask = torch.tensor([[True, False, True], [False, True, False]])
+        assert torch.autograd.gradcheck(lambda p: losses.batch_routing(p, mask), probs)
+
+
+def test_the_running_average_by_hand_and_against_a_loop() -> None:
+    first = torch.tensor([[1.0, 0.0]], dtype=F64)
+    average = losses.running_average(None, first, 0.9)
+    assert average.tolist() == [[1.0, 0.0]]
+    assert losses.running_average(average, torch.tensor([[0.0, 1.0]], dtype=F64), 0.75).tolist() == [[0.75, 0.25]]
+    batches = [random_probs(2, 3, seed=s) for s in range(5)]
+    average = batches[0]
+    for batch in batches[1:]:
+        average = losses.running_average(average, batch, 0.8)
+    weights = [0.8**4, *(0.2 * 0.8 ** (4 - i) for i in range(1, 5))]
+    loop = sum(weight * batch for weight, batch in zip(weights, batches, strict=True))
+    torch.testing.assert_close(average, loop, rtol=1e-12, atol=0)
+    assert not losses.running_average(None, batches[0].requires_grad_(), 0.5).requires_grad
+
+
 class TestBalanceLoss:
     def test_by_hand(self) -> None:
         routing = torch.tensor([[0.6, 0.4], [0.2, 0.8]], dtype=F64)

@@ -15,6 +15,7 @@ from triune.errors import InputError
 from triune.experts import task_vector
 from triune.experts.adapters import write_adapter
 from triune.fusion.building import build
+from triune.fusion.configuration import TriuneConfig
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.models.encoding import Encoded
 from triune.models.generation import Decoding, generator_for, token_steps
@@ -74,6 +75,56 @@ def test_equals_the_unfactored_mixture(
     mask[1, 5:] = 0
     want = unfactored(base, model, k)(tokens, attention_mask=mask).logits
     assert relative_error(model(tokens, attention_mask=mask).logits, want) < limit
+
+
+class CalibratedMixture(DenseMixture):
+    """TrinityX's block by its definition: α = softmax(z/T), α̃ ∝ γ α exp(b), then the norm."""
+
+    def __init__(self, dense: DenseMixture, config: TriuneConfig, layer: int, norm: nn.Module) -> None:
+        super().__init__(list(dense.blocks), dense.router, dense.k)
+        self.temperature, self.norm = config.temperatures[layer], norm
+        importance, bias = (
+            torch.tensor(own, dtype=torch.float64) for own in (config.expert_importance, config.router_bias)
+        )
+        self.factor = importance * bias[layer].exp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        alpha = (x @ self.router.weight.to(x.dtype).T / self.temperature).softmax(-1) * self.factor.to(x.dtype)
+        top, chosen = (alpha / alpha.sum(-1, keepdim=True)).topk(self.k, -1)
+        weights = torch.zeros_like(alpha).scatter(-1, chosen, top / top.sum(-1, keepdim=True))
+        return self.norm(
+            torch.stack([block(x) * weights[..., a : a + 1] for a, block in enumerate(self.blocks)]).sum(0)
+        )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_calibrated_routing_equals_its_definition_and_outlives_saving(
+    k: int, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    base = random_base("llama", torch.float64)
+    plain = fused_model(base, k)
+    config = copy.deepcopy(plain.config)
+    config.router_temperature, config.expert_importance = [0.7, 1.9], [0.2, 0.5, 0.3]
+    config.router_bias, config.post_norm = [[0.4, -0.3, -0.1], [0.0, 1.0, -1.0]], True
+    model = TriuneForCausalLM(config).double().eval()
+    missing, extra = model.load_state_dict(plain.state_dict(), strict=False)
+    assert (len(missing), extra) == (2 * config.num_hidden_layers, [])  # the norms
+    with torch.no_grad(), torch.random.fork_rng():
+        for name, parameter in model.named_parameters():
+            if ".post_norm." in name:
+                parameter.copy_(torch.rand(parameter.shape, dtype=torch.float64) + 0.5)
+    reference = unfactored(base, model, k)
+    for index, layer in enumerate(reference.model.layers):
+        layer.mlp = CalibratedMixture(layer.mlp, config, index, model.mixtures()[index].post_norm)
+    logits = model(tokens).logits
+    assert relative_error(logits, reference(tokens).logits) < 1e-12
+    assert relative_error(logits, plain(tokens).logits) > 1e-3
+    with torch.inference_mode():
+        model(tokens)
+    model(tokens).logits.sum().backward()  # the bias kept from the pass before is no inference tensor
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(again(tokens).logits, logits)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])

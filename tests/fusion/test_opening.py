@@ -1,6 +1,7 @@
 """Opening any model of a run: the right one, whole, or an error that says what is wrong."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "lacks num_experts_per_tok .1 to the number of experts.; it has 4",
     ),
     "temperature 0": (edit_config(router_temperature=0), "lacks router_temperature"),
+    "temperatures of other layers": (edit_config(router_temperature=[1.0]), "lacks router_temperature .*one a layer"),
+    "a temperature of 0 in one layer": (edit_config(router_temperature=[1.0, 0]), "lacks router_temperature"),
+    "an infinite temperature": (edit_config(router_temperature=float("inf")), "lacks router_temperature"),
+    "no temperature": (edit_config(router_temperature=None), "lacks router_temperature"),
+    "a temperature of truth": (edit_config(router_temperature=True), "lacks router_temperature"),
+    "importance of 0": (edit_config(expert_importance=[0.5, 0.5, 0]), "lacks expert_importance .above 0, one number"),
+    "importance of two": (edit_config(expert_importance=[0.5, 0.5]), r"expert_importance .*it has \[0.5, 0.5\]"),
+    "importance as text": (edit_config(expert_importance="even"), "lacks expert_importance"),
+    "an importance beyond floats": (edit_config(expert_importance=[1, 1, 10**400]), "lacks expert_importance"),
+    "a bias of one layer": (edit_config(router_bias=[[0.0, 0.0, 0.0]]), "lacks router_bias .of each layer, one"),
+    "a bias that is NaN": (edit_config(router_bias=[[0.0, 0.0, float("nan")]] * 2), "lacks router_bias"),
+    "a bias for two": (edit_config(router_bias=[[0.0, 0.0]] * 2), "lacks router_bias"),
+    "a weight of 0": (edit_config(expert_weights=[1.0, 0.0, 1.0]), "lacks expert_weights .other than 0"),
+    "two weights": (edit_config(expert_weights=[1.0, 2.0]), "lacks expert_weights"),
+    "a norm that is no truth": (edit_config(post_norm="yes"), "lacks post_norm .true or false.; it has .yes."),
     "no ranks": (edit_config(expert_ranks={"gate": [1, 1, 1]}), "lacks expert_ranks"),
     "ranks for other experts": (
         edit_config(expert_ranks={"gate": [1, 1], "up": [1], "down": [1]}),
@@ -190,6 +206,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
 }
+
+
+def test_every_setting_of_the_routing_is_opened(fused_folder: Path) -> None:
+    plain = open_fused(fused_folder)[0].config
+    assert (plain.temperatures, plain.biases, plain.negated) == ([1.0, 1.0], None, [])
+    edit_config(
+        router_temperature=[0.5, 2],
+        expert_importance=[0.5, 0.25, 0.25],
+        router_bias=[[0, 1.5, -1], [0, 0, 0]],
+        expert_weights=[1, -1, 0.5],
+        post_norm=False,
+    )(fused_folder)
+    config = open_fused(fused_folder)[0].config
+    assert config.temperatures == [0.5, 2]
+    assert config.negated == ["harmless"]
+    quarter, half = math.log(0.25), math.log(0.5)
+    assert config.biases == [[half, quarter + 1.5, quarter - 1], [half, quarter, quarter]]
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -247,6 +247,18 @@ def test_without_hard_links_files_are_moved(fused: Path, tmp_path: Path, monkeyp
     assert contents(out).keys() == contents(whole).keys()
 
 
+def test_a_model_with_a_subtracted_expert_is_exported_on_a_word_and_warns(tmp_path: Path) -> None:
+    model = fused_of(random_base("mistral"), weights={"harmless": -1.0}, allow_negated=True)
+    model.save_pretrained(tmp_path / "fused")
+    byte_level().save_pretrained(tmp_path / "fused")
+    with pytest.raises(InputError, match=r"\['harmless'\] were subtracted .*--allow-negated"):
+        export(tmp_path / "fused", tmp_path / "out", "native", Options())
+    assert around(tmp_path / "out") == {"fused"}
+    for name in ("native", "compact"):
+        out = export(tmp_path / "fused", tmp_path / name, name, Options(), allow_negated=True)
+        assert "**Warning.** The expert 'harmless' (weight -1) was subtracted" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("place", ["run/fused", "run/fused/native"])
 def test_the_model_is_not_pushed_aside_by_its_export(fused: Path, tmp_path: Path, place: str) -> None:
     with pytest.raises(InputError, match="in the model's own folder"):

@@ -27,7 +27,7 @@ from triune.models.rows import encode_examples
 from triune.models.store import hash_weights
 from triune.pipeline import Context
 from triune.progress import Advance
-from triune.recipe import Base, Fuse
+from triune.recipe import Align, Base, Fit, Fuse, Importance
 from triune.types import Example
 
 AXES = ("helpful", "harmless", "honest")
@@ -200,6 +200,119 @@ def test_a_second_call_is_skipped_and_another_error_is_another_step(world: World
     assert (tmp_path / ".superseded" / "out-1" / "fusion.json").is_file()
 
 
+FEED_FORWARD = [f"layers.{i}.mlp.{name}_proj.weight" for i in (0, 1) for name in ("gate", "up", "down")]
+
+
+def feed_forward(vector: TaskVector) -> Tensor:
+    """A vector's changes of the feed-forward matrices, as one row."""
+    own = {name.removeprefix("model."): change for name, change in dense(vector).items()}
+    shapes = {name.removeprefix("model."): p.shape for name, p in random_base("llama-bias").named_parameters()}
+    return torch.cat([own.get(name, torch.zeros(shapes[name])).double().flatten() for name in FEED_FORWARD])
+
+
+@pytest.mark.parametrize("reference", ["mean", "honest", "an adapter", "a full fine-tune"])
+def test_importance_of_what_is_fused(reference: str, world: World, tmp_path: Path) -> None:
+    base, folders, vectors = world
+    listener = Listener()
+    rows = [feed_forward(vector) * factor for vector, factor in zip(vectors, (1, -1, 0.5), strict=True)]
+    supplied = {"an adapter": 0, "a full fine-tune": 1}  # as they are: the weights are the experts'
+    if reference in supplied:
+        aim, reference = feed_forward(vectors[supplied[reference]]), str(folders[AXES[supplied[reference]]])
+    else:
+        aim = sum(rows) / 3 if reference == "mean" else rows[2]
+    importance = Importance(reference=reference, temperature=2)
+    settings = Fuse(
+        shared="average",
+        router_init="zeros",
+        importance=importance,
+        weights={"harmless": -1, "honest": 0.5},
+        allow_negated=True,
+        svd_error=0.0,
+    )
+    out = pipeline.fuse(context(base, listener), folders, tmp_path / "out", settings)
+    told = json.loads((out / "fusion.json").read_text())
+    cosines = torch.stack([row @ aim / row.norm() / aim.norm() for row in rows])
+    assert list(told["similarities"].values()) == pytest.approx(cosines.tolist(), rel=1e-5, abs=1e-6)
+    assert list(told["importance"].values()) == pytest.approx((cosines / 2).softmax(0).tolist(), rel=1e-5)
+    assert told["importance_settings"] == importance.model_dump()
+    assert told["weights"] == {"helpful": 1, "harmless": -1, "honest": 0.5}
+    assert told["experts"]["honest"]["norm"] == pytest.approx(task_vector.norm(vectors[2]) / 2, rel=1e-5)
+    fused, _ = open_fused(out)
+    assert fused.config.expert_importance == list(told["importance"].values())
+    assert fused.config.expert_weights == [1, -1, 0.5]
+    (line,) = [text for text in listener.said if "importance" in text]
+    start = (
+        f"  importance by cosine to {importance.reference}, τ = 2: helpful {told['importance']['helpful']:.3g} (sim"
+    )
+    assert line.startswith(start)
+    assert "  subtracted: harmless; README.md beside the model says so" in listener.said
+    assert "The expert 'harmless' (weight -1) was subtracted" in (out / "README.md").read_text()
+    record = json.loads((out / "record.json").read_text())
+    assert ("reference" in record["inputs"]) == (reference not in ("mean", "honest"))
+
+
+def test_a_negated_expert_alone_is_the_base_minus_it(world: World, tmp_path: Path) -> None:
+    (base, folders, vectors), tokens = world, torch.arange(3, 30).view(3, 9)
+    settings = Fuse(
+        shared="honest",
+        router_init="zeros",
+        svd_error=0.0,
+        weights={"helpful": -2.0, "honest": -1.0},
+        allow_negated=True,
+    )
+    fused, _ = open_fused(pipeline.fuse(context(base), folders, tmp_path / "out", settings))
+    for index, factor in ((0, -2.0), (2, -1.0)):
+        want = random_base("llama-bias")
+        task_vector.apply(task_vector.halves(vectors[index])[0], want, factor)
+        task_vector.apply(task_vector.halves(vectors[2])[1], want, -1.0)
+        with torch.no_grad(), fused.fixed_routing(torch.eye(3)[index]):
+            torch.testing.assert_close(fused(tokens).logits, want(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_experts_are_told_that_importance_changes_nothing(world: World, tmp_path: Path) -> None:
+    base, folders, _ = world
+    listener = Listener()
+    twice = {"one": folders["helpful"], "two": folders["helpful"]}
+    settings = Fuse(shared="base", router_init="zeros", importance=Importance())
+    out = pipeline.fuse(context(base, listener), twice, tmp_path / "out", settings)
+    assert json.loads((out / "fusion.json").read_text())["importance"] == {"one": 0.5, "two": 0.5}
+    assert [
+        text for text in listener.said if text.endswith("the similarities are equal, so importance changes nothing")
+    ]
+    assert not (out / "README.md").exists()
+
+
+def test_aligning_keeps_the_warning(world: World, tmp_path: Path) -> None:
+    base, folders, _ = world
+    settings = Fuse(shared="base", router_init="zeros", weights={"harmless": -1}, allow_negated=True)
+    start = pipeline.fuse(context(base), folders, tmp_path / "out", settings)
+    tuned = pipeline.align(context(base), start, ROWS, tmp_path / "tuned", Align(fit=Fit(steps=1, batch_size=4)))
+    assert (tuned / "README.md").read_bytes() == (start / "README.md").read_bytes()
+    assert open_fused(tuned)[0].config.negated == ["harmless"]
+
+
+def other_base(folders: dict[str, Path]) -> None:
+    """A reference that says, by its hash, that it was trained on other weights."""
+    expert = random_experts(random_base("llama-bias"))[0]
+    write_adapter(TaskVector("x", expert.parts, "f" * 64), folders["honest"].parent / "other", "base")
+
+
+def other_shapes(folders: dict[str, Path]) -> None:
+    part = lowrank.LowRank(torch.ones(20, 1), torch.ones(1, 16))
+    vector = TaskVector("x", {"model.layers.0.mlp.up_proj": part})
+    write_adapter(vector, folders["honest"].parent / "other", "base")
+
+
+def only_attention(folders: dict[str, Path]) -> None:
+    part = lowrank.LowRank(torch.ones(16, 1), torch.ones(1, 16))
+    vector = TaskVector("x", {"model.layers.0.self_attn.q_proj": part})
+    write_adapter(vector, folders["honest"].parent / "other", "base")
+
+
+def referring(to: str) -> Fuse:
+    return Fuse(router_init="zeros", shared="base", importance=Importance(reference=to))
+
+
 def remove_norm(folders: dict[str, Path]) -> None:
     for path in folders["harmless"].glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-10])
@@ -218,6 +331,36 @@ FAULTS: dict[str, tuple[Any, Fuse, str]] = {
         Fuse(router_init="zeros", shared="base"),
         "config.json is a file; give a folder with a PEFT adapter, or with a full fine-tune",
     ),
+    "a weight of nobody": (
+        lambda folders: None,
+        Fuse(router_init="zeros", shared="base", weights={"kind": 2}),
+        r"fuse.weights names \['kind'\], which are no experts",
+    ),
+    "a negated expert without the word": (
+        lambda folders: None,
+        Fuse(router_init="zeros", shared="base", weights={"honest": -1}),
+        r"\['honest'\] are below 0, .*fuse.allow_negated",
+    ),
+    "a reference that is nothing": (
+        lambda folders: None,
+        referring("kind"),
+        "fuse.importance.reference is 'kind', which is no folder; allowed: mean, helpful",
+    ),
+    "a reference of another base": (
+        other_base,
+        referring("OTHER"),
+        "'fuse.importance.reference' was trained on other base weights",
+    ),
+    "a reference of other shapes": (
+        other_shapes,
+        referring("OTHER"),
+        r"other changes 'model.layers.0.mlp.up_proj' of shape \(20, 16\), but the base's is .* another base model",
+    ),
+    "a reference without a feed-forward matrix": (
+        only_attention,
+        referring("OTHER"),
+        "the reference '.*' changes no feed-forward matrix, so no cosine with it; choose another",
+    ),
     "the base itself as an expert": (
         lambda folders: folders.update(honest=folders["honest"].parent / "base"),
         Fuse(router_init="zeros", shared="base"),
@@ -231,6 +374,8 @@ def test_bad_input_leaves_nothing(name: str, world: World, tmp_path: Path) -> No
     spoil, settings, message = FAULTS[name]
     base, folders, _ = world
     spoil(folders)
+    if settings.importance is not None and settings.importance.reference == "OTHER":
+        settings = referring(str(tmp_path / "other"))
     before = names(tmp_path)
     with pytest.raises(InputError, match=message):
         pipeline.fuse(context(base), folders, tmp_path / "out", settings)

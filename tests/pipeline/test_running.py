@@ -84,6 +84,7 @@ def test_it_leaves_what_scripts_rely_on(done: Path) -> None:
     assert not any(step["skipped"] for step in timings["steps"])
     assert {"report.html", "report.md", "scores.csv", "recipe.yaml"} <= {p.name for p in done.iterdir()}
     assert load_run(done).routing is not None
+    assert (done / "fusion.json").read_bytes() == (done / "start" / "fusion.json").read_bytes()
 
 
 def test_sizes_count_active_and_total_parameters(done: Path) -> None:

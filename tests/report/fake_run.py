@@ -202,6 +202,35 @@ def samples() -> list[dict]:
     ]
 
 
+def calibration() -> list[dict]:
+    """Two models, routing and answers, a few metrics each."""
+    kinds = {("routing", "all layers"): 900, ("routing", "layer 1"): 900, ("routing", "whole rows"): 300}
+    kinds[("answer", "exact")] = 240
+    metrics = {"accuracy": 0.81, "confidence": 0.9, "ece": 0.09, "brier_event": 0.15, "brier_event reliability": 0.01}
+    return [
+        {
+            "model": model, "kind": kind, "what": what, "metric": metric, "value": value,
+            "low": value - 0.01, "high": value + 0.02, "n": n, "better": "lower",
+        }
+        for model in ("fused", "base")
+        for (kind, what), n in kinds.items()
+        for metric, value in metrics.items()
+        if kind == "answer" or model == "fused"
+    ]  # fmt: skip
+
+
+def reliability(model: str, kind: str, what: str) -> dict:
+    """Ten bins of 9 samples."""
+    bins = [
+        {
+            "low": i / 10, "high": (i + 1) / 10, "n": 9, "confidence": i / 10 + 0.05, "accuracy": i / 9,
+            "accuracy_low": max(0.0, i / 9 - 0.2), "accuracy_high": min(1.0, i / 9 + 0.2),
+        }
+        for i in range(10)
+    ]  # fmt: skip
+    return {"model": model, "kind": kind, "what": what, "bins": bins}
+
+
 def fake_files() -> dict[str, object]:
     """File name -> content, every part present."""
     rng = random.Random(5)
@@ -212,6 +241,11 @@ def fake_files() -> dict[str, object]:
         "timings.json": timings(),
         "curves.json": curves(rng),
         "routing.json": routing(),
+        "calibration.json": calibration(),
+        "reliability.json": [
+            reliability("fused", "routing", "all layers"),
+            reliability("base", "answer", "exact"),
+        ],
         "drift.json": drift(rng),
         "samples.json": samples(),
     }

@@ -124,6 +124,12 @@ def test_broken_json_names_the_line(make_folder) -> None:
 BAD_PARTS = {
     "routing of another shape": ("routing", {"n_layers": 2}, "is not 3 axes x 2 layers x 3 experts"),
     "routing beyond one": ("routing", {"mean": [[[1.5, 0, 0]] * 3] * 3}, "is 1.5; allowed: weights from 0 to 1"),
+    "a weight as text": ("fusion", {"weights": {"a": "much"}}, "weight of a in .*finite number"),
+    "importance without its settings' temperature": (
+        "fusion",
+        {"importance": {"a": 1.0}, "importance_settings": {"similarity": "inner", "reference": "mean"}},
+        "has no field 'temperature'",
+    ),
     "routing tokens": ("routing", {"n_tokens": [1]}, "one count for each of the 3 axes"),
     "drift point": ("drift", {"points": [{"model": "base", "axis": "helpful", "x": None, "y": 0}]}, "x in .*point 0"),
     "timings step": ("timings", {"steps": [{"name": "base"}]}, "step 0 has no field 'seconds'"),
@@ -134,7 +140,7 @@ BAD_PARTS = {
 @pytest.mark.parametrize("case", BAD_PARTS)
 def test_bad_parts_are_named(make_folder, case: str) -> None:
     part, change, message = BAD_PARTS[case]
-    content = fake_files()[f"{part}.json"]
+    content = fake_files().get(f"{part}.json", {})
     assert isinstance(content, dict)
     with pytest.raises(InputError, match=message):
         load_run(make_folder(**{part: content | change}))
@@ -161,6 +167,46 @@ def test_nested_settings_of_scarce_data_keep_their_names(make_folder) -> None:
     assert scarce_setting(run) == "20 joint examples per axis, rank 1"
 
 
+FUSION = {
+    "experts": {"helpful": {"norm": 1.0}},
+    "weights": {"helpful": 1.0, "harmless": -1.0},
+    "importance": {"helpful": 0.75, "harmless": 0.25},
+    "similarities": {"helpful": 0.5, "harmless": -0.6},
+    "importance_settings": {"similarity": "cosine", "reference": "mean", "temperature": 0.5},
+}
+
+
+def test_weights_and_importance_are_read(make_folder) -> None:
+    weights = load_run(make_folder(fusion=FUSION)).weights
+    assert weights is not None
+    assert weights.how == "cosine to mean, τ = 0.5"
+    rows = [(row.axis, row.weight, row.similarity, row.importance) for row in weights.experts]
+    assert rows == [("helpful", 1.0, 0.5, 0.75), ("harmless", -1.0, -0.6, 0.25)]
+    alone = load_run(make_folder(fusion={"weights": {"a": 2.0, "b": 1}})).weights
+    assert alone is not None
+    assert alone.how == ""
+    assert [math.isnan(row.importance) and math.isnan(row.similarity) for row in alone.experts] == [True, True]
+    # Where all count alike there is nothing to show; older runs say nothing.
+    for content in ({"weights": {"a": 1.0}}, {"experts": {}}, None):
+        assert load_run(make_folder(fusion=content)).weights is None
+
+
 def test_routing_may_pass_one_by_rounding(make_folder) -> None:
     content = {**routing(1), "mean": [[[1.0000001, 0.0, -1e-8]]] * 3}
     assert load_run(make_folder(routing=content)).routing is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("calibration", {"value": "x"}, "value in .*calibration.json row 0"),
+        ("calibration", {"n": -1}, "n in .*calibration.json row 0"),
+        ("reliability", {"bins": 3}, "reliability.json diagram 0"),
+        ("reliability", {"bins": [{"low": 0}]}, "has no field 'high'"),
+    ],
+)
+def test_broken_calibration_is_said(make_folder, name: str, place: dict, message: str) -> None:
+    rows = fake_files()[f"{name}.json"]
+    rows[0].update(place)
+    with pytest.raises(InputError, match=message):
+        load_run(make_folder(**{name: rows}))

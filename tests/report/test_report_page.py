@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,14 +10,15 @@ import pytest
 from fake_run import AXES, RECIPE, fake_files, nats_rows, routing, score_row, score_rows
 
 from triune.errors import InputError
-from triune.report import run_sections, score_sections
+from triune.report import calibration_sections, run_sections, score_sections
 from triune.report.files import write_report
 from triune.report.folder import load_run
+from triune.report.html import Section
 from triune.report.page import build_page
 from triune.report.run import Run
 
 # Keyword arguments of `make_folder` that leave out what takes long to draw.
-FEW_FIGURES: dict[str, None] = {"curves": None, "routing": None, "drift": None}
+FEW_FIGURES: dict[str, None] = {"curves": None, "routing": None, "drift": None, "reliability": None}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 ATTACK = '<script>alert("x")</script>&amp;"\'><img src=x onerror=y>$x^{$'
 
@@ -100,10 +102,11 @@ def test_the_whole_page_is_valid_and_loads_nothing(page: str) -> None:
     reader = check(page)
     names = [tag for tag, _ in reader.tags]
     assert names.count("h1") == 1
-    assert names.count("table") == 1 + 1 + 3 + 1 + 1 + 1 + 1
+    assert names.count("table") == 1 + 1 + 3 + 1 + 1 + 1 + 1 + 5
     assert names.count("caption") == names.count("table")
-    # two widths of the trade-off, two side scores, three routing maps, three drift panels, six maps, eleven curves
-    assert names.count("svg") == 2 + 2 + 3 + 3 + 6 + 11
+    # two widths of the trade-off, two side scores, three routing maps, two reliability diagrams, three drift panels,
+    # six maps, eleven curves
+    assert names.count("svg") == 2 + 2 + 3 + 2 + 3 + 6 + 11
 
 
 def test_a_run_in_nats_is_valid_and_turns_its_axes(nats: Run) -> None:
@@ -154,6 +157,31 @@ def test_missing_parts_are_left_out_with_a_line_each(make_folder) -> None:
     assert "recipe.yaml is missing" in text
     assert "no model named scarce" in text
     assert "The trade-off: it takes two scores" in text
+
+
+def test_importance_and_weights_stand_with_the_routing(make_folder) -> None:
+    fusion = {
+        "weights": {"helpful": 1.0, "harmless": -1.0},
+        "importance": {"helpful": 0.75, "harmless": 0.25},
+        "similarities": {"helpful": 0.5, "harmless": -0.6},
+        "importance_settings": {"similarity": "cosine", "reference": "mean", "temperature": 0.5},
+    }
+    plain = run_sections.routing(load_run(make_folder()))
+    assert isinstance(plain, Section)
+    assert "Importance" not in plain.body
+    section = run_sections.routing(load_run(make_folder(fusion=fusion)))
+    assert isinstance(section, Section)
+    text = text_of(section.body)
+    assert (
+        "Importance of the experts expert similarity importance weight helpful 0.5 0.75 1 harmless -0.6 0.25" in text
+    )
+    assert "Similarity: cosine to mean, τ = 0.5." in text
+    assert "harmless was subtracted: this model was made less harmless on purpose." in text
+    assert "helpful was subtracted" not in text
+    alone = run_sections.routing(load_run(make_folder(fusion={"weights": {"helpful": 2.0}})))
+    assert isinstance(alone, Section)
+    assert "helpful n/a n/a 2 " in text_of(alone.body)
+    assert "log importance" not in alone.body
 
 
 SECTION_OF = {
@@ -212,6 +240,10 @@ def attacked() -> dict[str, object]:
         "routing": {
             "model": ATTACK, "experts": [ATTACK, "b"], "axes": [ATTACK], "n_layers": 1, "mean": [[[0.5, 0.5]]],
             "n_tokens": [3],
+        },
+        "fusion": {
+            "weights": {ATTACK: -1.0}, "importance": {ATTACK: 1.0},
+            "importance_settings": {"similarity": ATTACK, "reference": ATTACK, "temperature": 1},
         },
         "drift": {
             "what": ATTACK, "method": ATTACK, "distances": [cell | {"value": 1, "low": 0, "high": 2, "n": 3}],
@@ -280,3 +312,28 @@ def test_the_axes_come_from_the_experts(page: str) -> None:
     assert "mean of harmless and honest, %" in page
     assert all(f"{axis} prompts" in page for axis in AXES)
     assert RECIPE.splitlines()[0].removeprefix("title: ") in page
+
+
+def test_calibration_of_routing_and_of_answers_stand_apart(run: Run) -> None:
+    section = calibration_sections.calibration(run)
+    assert isinstance(section, Section)
+    body = section.body
+    assert body.index("<h3>Routing</h3>") < body.index("<h3>Answers</h3>")
+    routing_part, answers = body.split("<h3>Answers</h3>")
+    assert "fused, whole rows" in routing_part
+    assert "fused, layer 1" in routing_part
+    assert "0.090<br><small>0.080 to 0.110</small>" in answers
+    assert "base, exact" in answers
+    assert body.count("<svg") == 2
+    only_answers = replace(run, calibration=tuple(row for row in run.calibration or () if row.kind == "answer"))
+    found = calibration_sections.calibration(only_answers)
+    assert isinstance(found, Section)
+    assert "<h3>Routing</h3>" not in found.body
+
+
+def test_calibration_that_was_not_measured_is_no_zero(run: Run) -> None:
+    rows = tuple(replace(row, value=math.nan, low=math.nan, high=math.nan) for row in run.calibration or ())
+    found = calibration_sections.calibration(replace(run, calibration=rows))
+    assert isinstance(found, Section)
+    assert "0.000" not in found.body
+    assert "nan" not in found.body

@@ -6,23 +6,25 @@ from typing import Annotated
 import typer
 
 from triune.cli.options import (
+    AllowNegated,
     Attention,
     BaseFolder,
-    Experts,
     Overrides,
     SvdError,
+    WeightedExperts,
     fuse_overrides,
     out_console,
-    pairs,
+    weighted_pairs,
 )
 
 
 def check(
     base: BaseFolder,
-    expert: Experts,
+    expert: WeightedExperts,
     overrides: Overrides = None,
     attention: Attention = "",
     svd_error: SvdError = None,
+    allow_negated: AllowNegated = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
     scan: Annotated[bool, typer.Option("--scan/--no-scan", help="Read every weight: NaN, hashes, norms.")] = True,
 ) -> None:
@@ -35,8 +37,10 @@ def check(
     from triune.recipe_file import settings_from
     from triune.report.check_page import json_text, render
 
-    settings = settings_from(Fuse, fuse_overrides(overrides, attention, svd_error))
-    experts = {name: Path(place) for name, place in pairs(expert, "--expert").items()}
+    folders, weights = weighted_pairs(expert)
+    own = fuse_overrides(overrides, attention, svd_error, weights, allow_negated=allow_negated)
+    settings = settings_from(Fuse, own)
+    experts = {name: Path(place) for name, place in folders.items()}
     found = pipeline.check(base, experts, settings, scan=scan)
     if as_json:
         typer.echo(json_text(found))

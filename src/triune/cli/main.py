@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import typer
 
+from triune.cli.calibrating import calibrate
 from triune.cli.checking import check
 from triune.cli.making import align, fuse, merge, train
 from triune.cli.options import err_console
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, run, train, check, fuse, align, merge, evaluate, report, export, chat):
+for command in (demo, run, train, check, fuse, align, calibrate, merge, evaluate, report, export, chat):
     app.command()(command)
 
 

@@ -9,6 +9,7 @@ from triune.cli.options import (
     FORMAT,
     LENGTH,
     TEMPLATE,
+    AllowNegated,
     Attention,
     BaseFolder,
     Data,
@@ -20,12 +21,14 @@ from triune.cli.options import (
     Seed,
     SvdError,
     Template,
+    WeightedExperts,
     context_from,
     examples,
     fuse_overrides,
     pairs,
     say,
     terminal,
+    weighted_pairs,
 )
 from triune.errors import InputError
 from triune.merges.table import MERGES
@@ -53,11 +56,12 @@ def train(
 
 def fuse(
     base: BaseFolder,
-    expert: Experts,
+    expert: WeightedExperts,
     out: Out,
     overrides: Overrides = None,
     attention: Attention = "",
     svd_error: SvdError = None,
+    allow_negated: AllowNegated = False,
     data: Annotated[list[str] | None, typer.Option("--data", help="AXIS=SOURCE to start the routers from.")] = None,
     format: Format = FORMAT,
     template: Template = TEMPLATE,
@@ -69,9 +73,11 @@ def fuse(
     from triune.recipe import Fuse
     from triune.recipe_file import settings_from
 
-    settings = settings_from(Fuse, fuse_overrides(overrides, attention, svd_error))
+    folders, weights = weighted_pairs(expert)
+    own = fuse_overrides(overrides, attention, svd_error, weights, allow_negated=allow_negated)
+    settings = settings_from(Fuse, own)
     context = context_from(base, template, max_length, seed)
-    experts = {name: Path(place) for name, place in pairs(expert, "--expert").items()}
+    experts = {name: Path(place) for name, place in folders.items()}
     say(pipeline.fuse(context, experts, out, settings, examples(data or [], format)))
 
 

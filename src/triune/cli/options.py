@@ -1,6 +1,8 @@
 """What several commands share: common options, and how text becomes input and output."""
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +23,7 @@ out_console, err_console = Console(), Console(stderr=True)
 TEMPLATE, LENGTH = (Base.model_fields[name].default for name in ("template", "max_length"))
 FORMAT = Slice.model_fields["format"].default
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:-]*")  # folders are named after it
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; a finished one is skipped.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw.")]
@@ -33,6 +36,17 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value settings,
 
 Experts = Annotated[
     list[str], typer.Option("--expert", help="NAME=FOLDER of a PEFT adapter or of a full fine-tune; repeat.")
+]
+WeightedExperts = Annotated[
+    list[str],
+    typer.Option(
+        "--expert",
+        help="NAME=FOLDER of a PEFT adapter or of a full fine-tune; repeat. NAME=NUMBER beside it is its weight, the "
+        "same as weights.NAME=NUMBER; -1.0 subtracts it. (A folder of such a name is ./-1.0.)",
+    ),
+]
+AllowNegated = Annotated[
+    bool, typer.Option("--allow-negated", help="Needed where an expert's weight is negative: it is subtracted.")
 ]
 Attention = Annotated[
     str,
@@ -63,11 +77,46 @@ def pairs(values: list[str], option: str) -> dict[str, str]:
     return named
 
 
-def fuse_overrides(overrides: list[str] | None, attention: str, svd_error: float | None) -> list[str]:
-    """The settings of `fuse`, its two own options included."""
+def weighted_pairs(values: list[str]) -> tuple[dict[str, str], list[str]]:
+    """--expert options as folders by name, and the weights among them as settings of `fuse`.
+
+    A value that reads as a finite number is a weight. Raises InputError as `pairs`, for an expert with two weights,
+    and for a weight without a folder.
+    """
+    numbers = [value for value in values if _is_number(value.partition("=")[2])]
+    folders = pairs([value for value in values if value not in numbers], "--expert")
+    weights = pairs(numbers, "--expert")
+    homeless = [name for name in weights if name not in folders]
+    if homeless:
+        name = homeless[0]
+        raise InputError(
+            f"--expert {name}={weights[name]} is a weight, and no --expert {name}=FOLDER says of what; add it (a "
+            f"folder of that name is given as ./{weights[name]})"
+        )
+    return folders, [f"weights.{name}={float(number)!r}" for name, number in weights.items()]
+
+
+def _is_number(text: str) -> bool:
+    return NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
+
+
+def fuse_overrides(
+    overrides: list[str] | None,
+    attention: str,
+    svd_error: float | None,
+    weights: Sequence[str] = (),
+    *,
+    allow_negated: bool = False,
+) -> list[str]:
+    """The settings of `fuse`, its own options included. Raises InputError for a weight that is given in both ways."""
+    given = {override.partition("=")[0] for override in overrides or []}
+    twice = [weight for weight in weights if weight.partition("=")[0] in given]
+    if twice:
+        raise InputError(f"{twice[0].partition('=')[0]} is given twice, also as --expert NAME=NUMBER; keep one")
     own = [f"shared={attention}"] if attention else []
     own += [f"svd_error={svd_error}"] if svd_error is not None else []
-    return [*(overrides or []), *own]
+    own += ["allow_negated=true"] if allow_negated else []
+    return [*(overrides or []), *own, *weights]
 
 
 def examples(data: list[str], format: str) -> "list[Example]":
@@ -100,9 +149,13 @@ def say(folder: Path) -> None:
 
 def close(folder: Path) -> None:
     """The closing table and where the page is."""
+    from triune.report.across_folder import load_across, seeds_of
     from triune.report.folder import load_run
     from triune.report.tables import render_terminal
 
-    out_console.print(render_terminal(load_run(folder)))
+    seeds = seeds_of(folder)
+    out_console.print(render_terminal(load_across(folder).means if seeds else load_run(folder)))
+    if seeds:
+        out_console.print(f"Means over seeds {', '.join(map(str, seeds))} with 95 % t intervals.", highlight=False)
     page = (folder / "report.html").resolve().as_uri()
     out_console.print(f"The whole story: {page}", highlight=False, soft_wrap=True)

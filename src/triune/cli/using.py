@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from triune.cli.options import Out, Seed, close, err_console, out_console, pairs, say, terminal
+from triune.cli.options import AllowNegated, Out, Seed, close, err_console, out_console, pairs, say, terminal
+from triune.errors import InputError
 from triune.fusion.export.formats import FORMATS as EXPORTS
 
 
@@ -22,11 +23,16 @@ def evaluate(
     from triune.recipe_file import load_recipe
 
     models = {name: Path(place) for name, place in pairs(model, "--model").items()}
-    close(pipeline.examine(load_recipe(recipe, overrides=overrides or []), models, out, terminal()))
+    loaded = load_recipe(recipe, overrides=overrides or [])
+    if loaded.seeds:
+        raise InputError(
+            f"{recipe} has seeds {list(loaded.seeds)}; models made elsewhere have one: add seeds=[] seed=N"
+        )
+    close(pipeline.examine(loaded, models, out, terminal()))
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Tables and one HTML page from a finished run; never recomputes a number."""
+    """Tables and one HTML page from a finished run, or over its seeds; never recomputes a seed's number."""
     from triune import pipeline
 
     say(pipeline.report(run))
@@ -43,13 +49,14 @@ def export(
         typer.Option("--base", help="Hub name or folder of the base, for peft, and for a compact form without it."),
     ] = "",
     tokenizer: Annotated[bool, typer.Option("--tokenizer/--no-tokenizer", help="In the GGUF file.")] = True,
+    allow_negated: AllowNegated = False,
 ) -> None:
     """A fused model for use without Triune: native, gguf, or its parts."""
     from triune import pipeline
     from triune.pipeline.exporting import options_from
 
     how = options_from(dtype, max_shard_size, base, tokenizer=tokenizer)
-    say(pipeline.export(model, out, format, how, terminal()))
+    say(pipeline.export(model, out, format, how, terminal(), allow_negated=allow_negated))
 
 
 def chat(

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from triune.data.mixing import mix
@@ -13,12 +13,14 @@ from triune.data.slicing import axis_slice, cut, preference_slice
 from triune.data.splits import assign_prompts, prompt_key, prove_disjoint, take_prompts
 from triune.data.templates import TEMPLATES
 from triune.errors import InputError
-from triune.recipe import Likelihood, MiniatureTests, MultipleChoice, PreferenceAccuracy, Recipe, Slice
+from triune.recipe import AxisData, Likelihood, MiniatureTests, MultipleChoice, PreferenceAccuracy, Recipe, Slice
 from triune.record import write_json
 from triune.types import BenchmarkPrompt, Example, Preference, Question
 
 MINIATURE = "miniature"  # the source name of the built-in world
+MINIATURE_ROWS = 400  # of an axis, where no limit is given
 N_PROBES = 100  # examples an axis for routing maps and drift (H3Fusion draws 100)
+N_ROUTED = 200  # and for the calibration of the routing, whose bins need more
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Prepared:
     questions: Sequence[ChoiceSets]
     prompts: Mapping[str, list[BenchmarkPrompt]]
     notes: Sequence[str]
+    calibration: Mapping[str, list[Example]] = field(default_factory=dict)
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -42,7 +45,7 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.base.template not in TEMPLATES:
         raise unknown_name("base.template", recipe.base.template, TEMPLATES)
     notes: list[str] = []
-    train, test = {}, {}
+    train, test, calibration = {}, {}, {}
     for axis, data in recipe.axes.items():
         train[axis] = _examples(data.train, axis, recipe.seed, f"{axis} train", notes)
         if data.test is not None:
@@ -51,6 +54,8 @@ def prepare(recipe: Recipe) -> Prepared:
                     f"{axis} test: source 'miniature' is for training; it is tested by the kind 'miniature'"
                 )
             test[axis] = _examples(data.test, axis, recipe.seed, f"{axis} test", notes)
+        if data.calibration is not None:
+            calibration[axis] = _calibration(data, axis, recipe.seed, notes)
     pairs: list[Preference] = []
     questions: list[ChoiceSets] = []
     prompts: dict[str, list[BenchmarkPrompt]] = {}
@@ -63,7 +68,7 @@ def prepare(recipe: Recipe) -> Prepared:
             prompts |= _miniature_prompts(benchmark, recipe.seed)
         elif isinstance(benchmark, Likelihood) and not test:
             raise InputError("evaluate asks for nll, but no axis has a test slice; give axes.<axis>.test")
-    prepared = Prepared(train, test, pairs, questions, prompts, notes)
+    prepared = Prepared(train, test, pairs, questions, prompts, notes, calibration)
     _prove(prepared)
     return prepared
 
@@ -74,12 +79,26 @@ def _examples(wanted: Slice, axis: str, seed: int, name: str, notes: list[str]) 
         from triune.data.miniature.world import build_world
 
         _check_miniature(wanted, name)
-        rows = axis_examples(build_world(seed), axis, wanted.limit or 400, random.Random(f"{seed} {axis}"))
+        rows = axis_examples(build_world(seed), axis, wanted.limit or MINIATURE_ROWS, random.Random(f"{seed} {axis}"))
         notes.append(f"{name}: {len(rows)} rows of the miniature world")
         return rows
     reading = axis_slice(wanted, axis, seed)
     notes.append(f"{name}: {reading}")
     return list(reading.items)
+
+
+def _calibration(data: AxisData, axis: str, seed: int, notes: list[str]) -> list[Example]:
+    """Held-out rows; of the built-in world those that are drawn after the training rows."""
+    wanted, name = data.calibration, f"{axis} calibration"
+    if wanted is None:
+        return []
+    if wanted.source != MINIATURE or data.train.source != MINIATURE:
+        return _examples(wanted, axis, seed, name, notes)
+    _check_miniature(wanted, name)
+    n_train, n_own = data.train.limit or MINIATURE_ROWS, wanted.limit or MINIATURE_ROWS
+    both = data.train.model_copy(update={"limit": n_train + n_own})
+    notes.append(f"{name}: {n_own} rows of the miniature world that are not trained on")
+    return _examples(both, axis, seed, f"{axis} train and calibration", [])[n_train:]
 
 
 def _check_miniature(wanted: Slice, name: str) -> None:
@@ -136,6 +155,11 @@ def _prove(prepared: Prepared) -> None:
     }
     for name, rows in tested.items():
         prove_disjoint({"the training data": trained, name: rows})
+    held_out = [row for rows in prepared.calibration.values() for row in rows]
+    if held_out:
+        prove_disjoint({"the training data": trained, "the calibration data": held_out})
+        for name, rows in tested.items():
+            prove_disjoint({"the calibration data": held_out, name: rows})
 
 
 def joint_rows(train: Mapping[str, list[Example]], n: int | None, seed: int) -> list[Example]:
@@ -144,8 +168,8 @@ def joint_rows(train: Mapping[str, list[Example]], n: int | None, seed: int) -> 
     return mix(few, random.Random(seed))
 
 
-def probes(prepared: Prepared) -> list[Example]:
-    """Held-out rows to look inside the models with: up to N_PROBES an axis, from test slices or benchmarks.
+def probes(prepared: Prepared, most: int = N_PROBES) -> list[Example]:
+    """Held-out rows to look inside the models with: up to `most` an axis, from test slices or benchmarks.
 
     A benchmark's row is its prompt with the first accepted answer.
     """
@@ -154,7 +178,7 @@ def probes(prepared: Prepared) -> list[Example]:
         for prompt in prepared.prompts.get(axis, []):
             answer = prompt.accepted[0] if prompt.accepted else ""
             rows.setdefault(axis, []).append(Example(axis, prompt.prompt, answer, prompt.benchmark, prompt.kind))
-    return [replace(row, axis=axis) for axis, found in rows.items() for row in found[:N_PROBES]]
+    return [replace(row, axis=axis) for axis, found in rows.items() for row in found[:most]]
 
 
 def write_prepared(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
@@ -170,6 +194,9 @@ def write_prepared(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
     if recipe.scarce is not None:
         write_rows(folder / "scarce.jsonl", joint_rows(prepared.train, recipe.scarce.examples, recipe.seed))
     write_rows(folder / "probes.jsonl", probes(prepared))
+    write_rows(folder / "routed.jsonl", probes(prepared, N_ROUTED))
+    for axis, rows in prepared.calibration.items():
+        write_rows(folder / f"calibration.{axis}.jsonl", rows)
     if prepared.pairs:
         write_rows(folder / "preference.jsonl", prepared.pairs)
     for name in ("mc1", "mc2") if prepared.questions else ():
@@ -178,6 +205,7 @@ def write_prepared(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
     summary = {
         "train": {axis: len(rows) for axis, rows in prepared.train.items()},
         "test": {axis: len(rows) for axis, rows in prepared.test.items()},
+        "calibration": {axis: len(rows) for axis, rows in prepared.calibration.items()},
         "prompts": {name: len(rows) for name, rows in prepared.prompts.items()},
         "joint": len(joint),
         "preference": len(prepared.pairs),

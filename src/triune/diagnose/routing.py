@@ -1,13 +1,16 @@
 """Where a fused model sends the tokens of each axis's data."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from triune.errors import InputError
 from triune.fusion import router
+from triune.fusion.calibrating import Logits
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.metrics.routing import mean_weights, sample_weights
 from triune.models.encoding import Encoded, by_length, collate
@@ -18,6 +21,7 @@ def routing_weights(model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: i
     """The router's probabilities, averaged over each row's own tokens: [layers, rows, experts], in the rows' order."""
     if not rows:
         return torch.zeros(model.config.num_hidden_layers, 0, model.config.num_experts)
+    config: Any = model.config
     found: dict[int, Tensor] = {}
     with inference(model) as device:
         for indices in by_length(rows, batch_size):
@@ -30,10 +34,58 @@ def routing_weights(model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: i
                 output_router_logits=True,
                 logits_to_keep=1,  # over whole rows the vocabulary's logits would be the largest tensor of all
             )
-            probs = router.probabilities(torch.stack(list(out.router_logits)), model.config.router_temperature)
+            probs = router.layer_probabilities(out.router_logits, config)
             weights = sample_weights(probs.float(), mask.bool()).float().cpu()
             found |= {index: weights[:, place] for place, index in enumerate(indices)}
     return torch.stack([found[index] for index in range(len(rows))], 1)
+
+
+@dataclass(frozen=True)
+class TokenRouting:
+    """The routing of every row's own tokens: `probs` after temperature and bias, `sample` the row of each token."""
+
+    probs: Float[Tensor, "layers tokens experts"]
+    sample: Int[Tensor, " tokens"]
+
+
+def token_routing(
+    model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: int, batch_size: int = 64
+) -> TokenRouting:
+    """The router's probabilities token by token, as the model routes."""
+    logits, sample = _heard(model, rows, pad_id, batch_size)
+    config: Any = model.config
+    return TokenRouting(router.layer_probabilities(list(logits), config), sample)
+
+
+def routing_logits(
+    model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: int, batch_size: int = 64
+) -> tuple[Logits, list[int]]:
+    """Every layer's routing logits of the rows' own tokens, each a sample for `fit`, and the row that each is of.
+
+    The axis of a token is its row's. Raises InputError where a row's axis has no expert.
+    """
+    names = list(model.config.expert_names)
+    strangers = sorted({str(row.axis) for row in rows} - set(names))
+    if strangers:
+        raise InputError(f"there are rows of {strangers}; the model's experts are {names}")
+    values, sample = _heard(model, rows, pad_id, batch_size)
+    axis = torch.tensor([names.index(str(row.axis)) for row in rows], dtype=torch.int64)
+    return Logits(values, torch.arange(len(sample)), axis[sample]), sample.tolist()
+
+
+def _heard(model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The routers' logits [layers, tokens, experts] of the tokens that count, and the row of each token."""
+    values = [torch.zeros(model.config.num_hidden_layers, 0, model.config.num_experts)]
+    sample = [torch.zeros(0, dtype=torch.int64)]
+    with inference(model) as device:
+        for indices in by_length(rows, batch_size):
+            batch = collate([rows[i] for i in indices], pad_id)
+            mask = batch["attention_mask"].to(device)
+            with model.listening() as heard:
+                model.model(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
+            values.append(torch.stack([layer[mask.bool()] for layer in heard]).cpu())
+            sample.append(torch.tensor(indices)[:, None].expand(mask.shape)[mask.bool().cpu()])
+    return torch.cat(values, 1), torch.cat(sample)
 
 
 def routing_map(model: TriuneForCausalLM, rows: Sequence[Encoded], axes: Sequence[str], pad_id: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from triune.errors import InputError
 from triune.models.encoding import Encoded, encode_pair, pad_id
 from triune.models.likelihood import answer_log_likelihoods
 from triune.recipe import Base
-from triune.types import Example, Preference, Question
+from triune.types import Example, Preference, Question, Sample
 
 Values = list[float | None]
 
@@ -78,6 +78,18 @@ def choice_log_probs(scorer: Scorer, questions: Sequence[Question]) -> list[list
     values = iter(sums)
     rows = [[next(values) for _ in question.choices] for question in questions]
     return [None if None in row else [value for value in row if value is not None] for row in rows]
+
+
+def own_log_probs(scorer: Scorer, samples: Sequence[Sample]) -> Values:
+    """Σ log p of each answer that a model gave, end of text included (nats): greedy, the probability of its answer.
+
+    None where the answer is empty, or it and its end do not fit.
+    """
+    given = [(sample.prompt, sample.response) for sample in samples if sample.response.strip()]
+    if not given:
+        return [None] * len(samples)
+    found = iter(scorer.log_likelihoods(given, whole=True)[0])
+    return [next(found) if sample.response.strip() else None for sample in samples]
 
 
 def _per_token(sums: Values, counts: Sequence[int], sign: float = 1.0) -> Values:

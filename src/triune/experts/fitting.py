@@ -3,26 +3,46 @@
 import math
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from triune.errors import InputError, TriuneError
+from triune.experts import checkpoint
+from triune.experts.checkpoint import Checkpoint
+from triune.experts.training_arguments import recompute_activations, training_arguments
 from triune.models.encoding import Encoded, collate
 from triune.models.likelihood import answer_counts, answer_nll
 from triune.progress import Advance, Progress
 from triune.recipe import Fit
+from triune.record import digest
 
 Batch = dict[str, Tensor]
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, float]]]
 Curve = list[dict[str, int | float]]
+
+
+@runtime_checkable
+class StatefulObjective(Protocol):
+    """An objective that remembers something from step to step: it is kept in checkpoints, and given back."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]: ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers, by name."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave, now on the device of training; called before the first batch, or never."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,10 @@ class Job:
     `objective(model, batch)` gives the mean loss of a batch and its named parts (logged, not differentiated);
     `learning_rates` gives parameters whose name contains a key a learning rate of their own; `targets`, one row an
     example, reaches the objective as batch["target"].
+
+    `checkpoint` is the folder for checkpoints: one is written every `settings.save_every` steps and after the last,
+    and the job goes on from the one it finds there. `identity` stands for what they depend on and `fit` cannot see:
+    the model's frozen weights and the objective's own settings.
     """
 
     title: str
@@ -42,6 +66,18 @@ class Job:
     axes: tuple[str, ...] = ()
     learning_rates: tuple[tuple[str, float], ...] = ()
     targets: Tensor | None = None
+    checkpoint: Path | None = None
+    identity: str = ""
+
+    def fingerprint(self, model: nn.Module) -> str:
+        """Tells this job's checkpoints from those of others. (How often they are written changes no result.)"""
+        parameters = {n: [str(p.dtype), *p.shape] for n, p in checkpoint.trainable(model).items()}
+        settings = self.settings.model_dump(exclude={"save_every"})
+        rows = [digest(repr(row)) for row in self.rows]
+        # Not the targets' values: a GPU computes them anew with other last digits.
+        targets = None if self.targets is None else list(self.targets.shape)
+        own = [self.identity, settings, self.seed, self.pad_id, self.axes, self.learning_rates]
+        return digest([checkpoint.FORMAT, own, rows, targets, parameters])
 
     def collate(self, items: Sequence[int]) -> Batch:
         """The batch of the rows with these numbers."""
@@ -83,10 +119,12 @@ def fit(model: PreTrainedModel | nn.Module, job: Job, objective: Objective, prog
     """Train the parameters that require a gradient; returns one row a step: step, loss, and the loss's parts.
 
     A step's gradient is that of the objective's mean over all of its rows, however they are cut into accumulated
-    batches. Parameters aside the model is left as it was found, on the device where it was trained.
+    batches. Parameters aside the model is left as it was found, on the device where it was trained. A job that goes
+    on from a checkpoint ends as it would have without the stop, to the last bit where the device is deterministic;
+    a checkpoint that is damaged or another job's is said and not used.
 
-    Raises InputError for no rows or nothing to train, TriuneError where the loss or its gradient stops being finite
-    (the step and the usual cause are named; nothing is saved).
+    Raises InputError for no rows, nothing to train, or no place for checkpoints; TriuneError where the loss or its
+    gradient stops being finite (the step and the usual cause are named), or a checkpoint cannot be written.
     """
     if not job.rows:
         raise InputError(f"{job.title}: no rows to train on; check the axis's data and max_length")
@@ -94,22 +132,28 @@ def fit(model: PreTrainedModel | nn.Module, job: Job, objective: Objective, prog
         raise InputError(f"{job.title}: no parameter requires a gradient; check the targets")
     with tempfile.TemporaryDirectory() as scratch, seeded(job.seed), _as_found(model), ExitStack() as watched:
         if job.settings.checkpointing:
-            _recompute_activations(model, True)
-            watched.callback(_recompute_activations, model, False)
-        trainer = _ObjectiveTrainer(
-            model=model,
-            args=_arguments(job, scratch),
-            train_dataset=range(len(job.rows)),
-            data_collator=job.collate,
-        )
-        trainer.objective, trainer.rates, trainer.parts = objective, job.learning_rates, []
-        trainer.model_accepts_loss_kwargs = False  # our loss is a mean: Trainer divides it by the accumulation
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_Watcher(lambda total: watched.enter_context(progress.task(job.title, total))))
+            recompute_activations(model, True)
+            watched.callback(recompute_activations, model, False)
+        trainer = _trainer(model, job, objective, scratch)
+        every = job.settings.save_every if job.checkpoint else None
+        trainer.add_callback(_Watcher(lambda total: watched.enter_context(progress.task(job.title, total)), every))
         # Mixed precision wraps the model's forward; it would stay wrapped.
         watched.callback(lambda: trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False))
-        trainer.train()
-    return _curve(trainer)
+        trainer.begin(job, progress.say)
+    return _curve(trainer.state.log_history)
+
+
+def _trainer(model: nn.Module, job: Job, objective: Objective, scratch: str) -> "_ObjectiveTrainer":
+    trainer = _ObjectiveTrainer(
+        model=model,
+        args=training_arguments(job.settings, job.seed, scratch),
+        train_dataset=range(len(job.rows)),
+        data_collator=job.collate,
+    )
+    trainer.objective, trainer.rates, trainer.parts = objective, job.learning_rates, []
+    trainer.model_accepts_loss_kwargs = False  # our loss is a mean: Trainer divides it by the accumulation
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 @contextmanager
@@ -123,54 +167,42 @@ def _as_found(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _recompute_activations(model: Any, wanted: bool) -> None:
-    # transformers 5.23 renamed the methods and warns at the old names; 5.17 has only the old ones.
-    end = "enable" if wanted else "disable"
-    new = getattr(model, f"activation_checkpointing_{end}", None)
-    (new or getattr(model, f"gradient_checkpointing_{end}"))()
-
-
-def _arguments(job: Job, scratch: str) -> TrainingArguments:
-    s = job.settings
-    arguments = TrainingArguments(
-        output_dir=scratch,
-        max_steps=s.steps or -1,
-        num_train_epochs=s.epochs,
-        per_device_train_batch_size=s.batch_size,
-        gradient_accumulation_steps=s.accumulation,
-        learning_rate=s.learning_rate,
-        # The plain "constant" would ignore the warm-up.
-        lr_scheduler_type="constant_with_warmup" if s.schedule == "constant" else s.schedule,
-        warmup_steps=s.warmup_steps,
-        weight_decay=s.weight_decay,
-        max_grad_norm=s.clip,
-        bf16=s.precision == "bfloat16",
-        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is no GPU
-        seed=job.seed,
-        data_seed=job.seed,
-        optim="adamw_torch",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # Trainer's own checkpoints are pickles
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    # Several GPUs in one process would get torch's DataParallel, whose replicas the routers' hooks do not survive;
-    # `accelerate launch` is the way to use them.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
 class _ObjectiveTrainer(Trainer):
-    """Trainer with the loss and the learning rates given from outside."""
+    """Trainer with the loss and the learning rates given from outside, and checkpoints without pickles."""
 
     objective: Objective
     rates: tuple[tuple[str, float], ...]
-    parts: list[dict[str, float]]
+    parts: list[dict[str, float]]  # of the step under way, by batch
     n_rows: int  # of the step under way
+    place: Path  # of checkpoints
+    fingerprint: str  # of the job, in its checkpoints
+    kept: Checkpoint  # that training goes on from
+    say: checkpoint.Say
+    # Trainer's own, which it declares as perhaps None.
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def begin(self, job: Job, say: checkpoint.Say) -> None:
+        """Train from the job's checkpoint or from the beginning."""
+        if job.checkpoint is None or not (job.settings.save_every or job.checkpoint.is_dir()):
+            self.train()
+            return
+        if self.args.world_size > 1:
+            raise InputError(f"{job.title}: several processes keep no checkpoint; leave save_every out, or use one")
+        checkpoint.claim(job.checkpoint)
+        self.place, self.fingerprint, self.say = job.checkpoint, job.fingerprint(self.model), say
+        found = checkpoint.newest(self.place, self.fingerprint, say)
+        if found is None:
+            self.train()
+            return
+        self.kept, done, total = found, found.state.global_step, found.state.max_steps
+        say(f"  {job.title}: going on after step {done} of {total}")
+        if done < total:
+            self.train(resume_from_checkpoint=str(found.folder))
+        else:  # Trainer would do one step more
+            self._load_from_checkpoint()
+            self.state = found.state
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, n_items = super().get_batch_samples(*args, **kwargs)
@@ -180,9 +212,46 @@ class _ObjectiveTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: Batch, *_args: Any, **_kwargs: Any) -> Tensor:
         loss, parts = self.objective(model, inputs)
         share = len(inputs["labels"]) / self.n_rows
-        self.parts.append({**parts, "_step": float(self.state.global_step), "_share": share})
+        self.parts.append({name: value * share for name, value in parts.items()})
         # Trainer divides by the number of batches, which is right only where all have as many rows as the others.
         return loss * (share * self.current_gradient_accumulation_steps)
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """With the loss's parts, averaged over the rows of the step's batches: Trainer's state holds the curve."""
+        parts, self.parts = self.parts, []
+        mean = {name: float(sum(row[name] for row in parts)) for name in (parts[0] if parts else {})}
+        super().log({**logs, "parts": mean}, start_time)  # type: ignore[dict-item]
+
+    # What Trainer would pickle:
+
+    def _save_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
+        parameters = checkpoint.trainable(self.model)
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "parameters": parameters,
+            **checkpoint.adamw_tensors(self.optimizer, parameters),
+            "objective": self.objective.state() if isinstance(self.objective, StatefulObjective) else {},
+        }
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        numbers = {"scheduler": self.lr_scheduler.state_dict(), "rates": rates}
+        checkpoint.write(self.place, self.fingerprint, self.state, tensors, numbers)
+
+    def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
+        checkpoint.restore_parameters(self.model, self.kept.tensors("parameters"))
+        if isinstance(self.objective, StatefulObjective):
+            own = self.kept.tensors("objective")
+            self.objective.load_state({name: tensor.to(self.args.device) for name, tensor in own.items()})
+
+    def _load_optimizer_and_scheduler(self, *args: Any, **_kwargs: Any) -> None:
+        if args == (None,):  # older versions ask on a fresh start too
+            return
+        adamw = {kind: self.kept.tensors(kind) for kind in checkpoint.ADAMW}
+        checkpoint.restore_adamw(self.optimizer, checkpoint.trainable(self.model), adamw)
+        for group, rate in zip(self.optimizer.param_groups, self.kept.numbers["rates"], strict=True):
+            group["lr"] = rate
+        self.lr_scheduler.load_state_dict(self.kept.numbers["scheduler"])
+
+    def _load_rng_state(self, *_args: Any, **_kwargs: Any) -> None:
+        checkpoint.restore_generators(self.kept, self.say)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.rates:
@@ -199,13 +268,19 @@ class _ObjectiveTrainer(Trainer):
 
 
 class _Watcher(TrainerCallback):
-    """Tells progress of every step, and stops a run whose loss or gradient is no longer a number."""
+    """Tells progress of every step, stops a run whose loss or gradient is no longer a number, says when to save."""
 
-    def __init__(self, begin: Callable[[int], Advance]) -> None:
-        self.begin = begin
+    def __init__(self, begin: Callable[[int], Advance], save_every: int | None) -> None:
+        self.begin, self.save_every = begin, save_every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         self.advance = self.begin(state.max_steps)
+        if state.global_step:
+            self.advance(state.global_step, f"loss {_curve(state.log_history)[-1]['loss']:.3f}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        if self.save_every and (state.global_step % self.save_every == 0 or state.global_step >= state.max_steps):
+            control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
@@ -218,17 +293,7 @@ class _Watcher(TrainerCallback):
         self.advance(1, f"loss {logs['loss']:.3f}")
 
 
-def _curve(trainer: _ObjectiveTrainer) -> Curve:
-    """Trainer's log joined with the loss's parts, averaged over the rows of a step's accumulated batches."""
-    parts: dict[int, list[dict[str, float]]] = {}
-    for row in trainer.parts:
-        parts.setdefault(int(row["_step"]), []).append(row)
-    curve = []
-    for log in trainer.state.log_history:
-        if "loss" not in log:
-            continue
-        own = parts.get(int(log["step"]) - 1, [])
-        names = [name for name in (own[0] if own else {}) if not name.startswith("_")]
-        mean = {name: sum(row[name] * row["_share"] for row in own) for name in names}
-        curve.append({"step": int(log["step"]), "loss": float(log["loss"]), **mean})
-    return curve
+def _curve(history: Sequence[dict[str, Any]]) -> Curve:
+    """Trainer's log of the steps, with the loss's parts."""
+    steps = [log for log in history if "loss" in log]
+    return [{"step": int(log["step"]), "loss": float(log["loss"]), **log["parts"]} for log in steps]

@@ -1,9 +1,9 @@
 """Stage 2: train the routers, and the experts' factors and attention where asked, on the mixture of the axes' data.
 
-L = L_LM + λ L_gate + Σ_a γ_a D_a + ρ L_rep + β L_bal (H3Fusion, arXiv 2411.17792; METHODS §3).
+The loss is that of `triune.fusion.objective`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,14 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triune.errors import InputError
-from triune.experts.fitting import Batch, Curve, Job, Objective, example_mean, fit
-from triune.experts.lowrank import LowRank
+from triune.experts.fitting import Curve, Job, fit
 from triune.experts.training import with_adapters
-from triune.fusion import losses, router
-from triune.fusion.building import layer_factors
+from triune.fusion import losses
 from triune.fusion.modeling import TriuneForCausalLM
+from triune.fusion.objective import objective
 from triune.models.encoding import collate
-from triune.models.likelihood import answer_nll, inference
+from triune.models.likelihood import inference
 from triune.progress import Progress
 from triune.recipe import Align
 
@@ -30,8 +29,10 @@ FACTORS = ("gate_a", "gate_b", "up_a", "up_b", "down_a", "down_b")
 def align(model: TriuneForCausalLM, settings: Align, job: Job, progress: Progress) -> Curve:
     """Tune the fused model in place; returns the loss curve with its parts (lm, gating, drift, …), one row a step.
 
-    Nothing but what `settings.trainable` names changes. Attention adapters are merged into the shared weights at the
-    end. A model in half precision is tuned under bfloat16 autocast, whatever `settings.fit.precision` says.
+    Nothing but what `settings.trainable` names changes; a layer norm on the mixture's output learns with the routers.
+    Tokens go to `settings.top_k` experts meanwhile, afterwards to as many as before. Attention adapters are merged
+    into the shared weights at the end. A model in half precision is tuned under bfloat16 autocast, whatever
+    `settings.fit.precision` says.
 
     Raises InputError where `settings.drift` or a row's axis names no expert of the model.
     """
@@ -39,6 +40,7 @@ def align(model: TriuneForCausalLM, settings: Align, job: Job, progress: Progres
     strangers = [axis for axis in settings.drift if axis not in names]
     if strangers:
         raise InputError(f"align.drift names {strangers}; the model's experts are {names}")
+    n_chosen = _trained_top_k(model, settings)
     foreign = sorted({str(row.axis) for row in job.rows} - set(names))
     if foreign:
         raise InputError(f"{job.title}: there are rows of {foreign}; the model's experts are {names}")
@@ -50,10 +52,33 @@ def align(model: TriuneForCausalLM, settings: Align, job: Job, progress: Progres
         learning_rates=(("router.weight", settings.router_learning_rate),),
         targets=expert_representations(model, job) if settings.representation else None,
     )
-    with _trainable(model, settings, job.seed) as tuned:
+    with _trainable(model, settings, job.seed) as tuned, _sent_to(model, n_chosen):
         curve = fit(tuned, job, objective(model, settings), progress)
     model.eval()
     return curve
+
+
+def _trained_top_k(model: TriuneForCausalLM, settings: Align) -> int:
+    wanted, n_experts = settings.top_k, model.config.num_experts
+    if wanted is None:
+        return int(model.config.num_experts_per_tok)
+    n_chosen = n_experts if wanted == "all" else wanted
+    if n_chosen > n_experts:
+        raise InputError(f"align.top_k is {n_chosen}, but there are only {n_experts} experts; lower it, or say all")
+    return n_chosen
+
+
+@contextmanager
+def _sent_to(model: TriuneForCausalLM, n_chosen: int) -> Iterator[None]:
+    """Within the context every token is sent to `n_chosen` experts."""
+    before = [mixture.top_k for mixture in model.mixtures()]
+    try:
+        for mixture in model.mixtures():
+            mixture.top_k = n_chosen
+        yield
+    finally:
+        for mixture, own in zip(model.mixtures(), before, strict=True):
+            mixture.top_k = own
 
 
 @contextmanager
@@ -87,7 +112,8 @@ def _trainable(model: TriuneForCausalLM, settings: Align, seed: int) -> Iterator
 
 def _is_tuned(name: str, trainable: str) -> bool:
     """Routers always, the experts' factors where asked; attention adapters are PEFT's own business."""
-    return name.endswith("mlp.router.weight") or ("experts" in trainable and name.rsplit(".", 1)[-1] in FACTORS)
+    routing = name.endswith("mlp.router.weight") or ".mlp.post_norm." in name
+    return routing or ("experts" in trainable and name.rsplit(".", 1)[-1] in FACTORS)
 
 
 def expert_representations(model: TriuneForCausalLM, job: Job) -> Float[Tensor, "rows d"]:
@@ -104,51 +130,3 @@ def expert_representations(model: TriuneForCausalLM, job: Job) -> Float[Tensor, 
                 out = model.model(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
             found.append(losses.mean_hidden(out.last_hidden_state, mask.bool()).cpu())
     return torch.cat(found)
-
-
-def objective(model: TriuneForCausalLM, settings: Align) -> Objective:
-    """The stage-2 loss of a batch. Drift is measured from the factors that the model holds at the first call."""
-    gammas = [(a, settings.drift.get(name, 0.0)) for a, name in enumerate(model.config.expert_names)]
-    start: dict[int, list[list[LowRank]]] = {}  # taken at the first call, when the model is where it will be trained
-
-    def loss(module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        out = module(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
-            output_router_logits=True,
-            output_hidden_states=settings.representation > 0,
-        )
-        labels, mask = batch["labels"], batch["attention_mask"].bool()
-        routing, load = _routing(model, out.router_logits, mask)
-        parts = {
-            "lm": (1.0, example_mean(answer_nll(out.logits, labels), labels)),
-            "gating": (settings.gating, losses.gating_loss(routing, batch["axis"]).mean()),
-            "balance": (settings.balance, losses.balance_loss(routing, load).mean()),
-        }
-        for a, gamma in gammas:
-            if gamma:
-                now = layer_factors(model, a)
-                moved = losses.drift(now, start.setdefault(a, _detached(now)))
-                parts[f"drift:{model.config.expert_names[a]}"] = (gamma, moved)
-        if settings.representation:
-            fused = losses.mean_hidden(out.hidden_states[-1], mask)
-            rep = losses.representation_loss(fused, batch["target"].to(fused)).mean()
-            parts["representation"] = (settings.representation, rep)
-        total = torch.stack([weight * value for weight, value in parts.values() if weight]).sum()
-        return total, {name: float(value.detach()) for name, (_, value) in parts.items()}
-
-    return loss
-
-
-def _routing(model: TriuneForCausalLM, logits: Sequence[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(p̄, the share of expert slots) of every sample, averaged over its tokens and layers."""
-    config = model.config
-    probs = router.probabilities(torch.stack(list(logits)), config.router_temperature)
-    chosen = router.top_k_weights(probs, config.num_experts_per_tok) > 0
-    share = chosen.to(probs.dtype) / chosen.sum(-1, keepdim=True)
-    return losses.sample_routing(probs, mask), losses.sample_routing(share, mask)
-
-
-def _detached(factors: list[list[LowRank]]) -> list[list[LowRank]]:
-    return [[LowRank(p.b.detach().clone(), p.a.detach().clone()) for p in layer] for layer in factors]

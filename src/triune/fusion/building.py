@@ -15,22 +15,28 @@ from triune.fusion import sharing
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.modeling import MixtureFFN, TriuneForCausalLM
 from triune.fusion.router_init import FROM_DATA, WITHOUT_DATA, Inputs
-from triune.recipe import FFN, Fuse
+from triune.fusion.weighting import weighted, weights_of
+from triune.recipe import FFN, Fuse, check_weights
 
 
-def build(base: PreTrainedModel, experts: Sequence[TaskVector], settings: Fuse) -> TriuneForCausalLM:
+def build(
+    base: PreTrainedModel, experts: Sequence[TaskVector], settings: Fuse, importance: Sequence[float] | None = None
+) -> TriuneForCausalLM:
     """The fused model with its routers at zero (a uniform mixture); takes over the base's modules without a copy.
 
-    Changes that an expert makes outside the feed-forward blocks (attention, say) are treated as `settings.shared`
-    says. Raises InputError: fewer than two experts, two of one name, k > E, an expert of another base (module
-    names, shapes, or the base hash that it carries), or shared changes where they are refused.
+    The experts are multiplied with `settings.weights` first. Changes that one makes outside the feed-forward blocks
+    (attention, say) are treated as `settings.shared` says. importance: γ of `triune.fusion.importance.weigh`, where
+    `settings.importance` asks for it. Raises InputError: fewer than two experts, two of one name, k > E, an expert of
+    another base (module names, shapes, or the base hash that it carries), shared changes where they are refused,
+    weights that `check_weights` refuses, or importance without γ.
     """
     check_experts(base, experts, settings)
+    config, experts = configuration(base.config, experts, settings, importance), weighted(experts, settings)
     for expert in experts:
         for name, part in expert.parts.items():
             check_range(expert.axis, name, part, base.dtype)
     share(base, experts, settings.shared)
-    model = _around(base, configuration(base.config, experts, settings))
+    model = _around(base, config)
     for index, mixture in enumerate(model.mixtures()):
         for short in _SHORT:
             _fill(mixture, short, layer_parts(experts, index, short))
@@ -40,14 +46,25 @@ def build(base: PreTrainedModel, experts: Sequence[TaskVector], settings: Fuse) 
 _SHORT = {name.removesuffix("_proj"): name for name in FFN}
 
 
-def configuration(base: PreTrainedConfig, experts: Sequence[TaskVector], settings: Fuse) -> TriuneConfig:
-    """The configuration of the fused model of a base with this one."""
+def configuration(
+    base: PreTrainedConfig, experts: Sequence[TaskVector], settings: Fuse, importance: Sequence[float] | None = None
+) -> TriuneConfig:
+    """The configuration of the fused model of a base with this one.
+
+    Raises InputError where `settings.importance` asks for γ and none is given, or the other way round.
+    """
+    if (settings.importance is None) != (importance is None):
+        asked = "asks for an importance" if importance is None else "asks for no importance"
+        raise InputError(f"fuse.importance {asked}, and γ is {importance}; give both (importance.weigh) or neither")
     return TriuneConfig(
         text_config=base.to_dict(),
         expert_names=[expert.axis for expert in experts],
         num_experts_per_tok=settings.top_k,
         norm_topk_prob=settings.renormalise,
         router_temperature=settings.temperature,
+        expert_importance=None if importance is None else list(importance),
+        expert_weights=weights_of([expert.axis for expert in experts], settings),
+        post_norm=settings.post_norm,
         expert_ranks={short: _ranks(experts, name) for short, name in _SHORT.items()},
     )
 
@@ -69,6 +86,7 @@ def check_experts(base: PreTrainedModel, experts: Sequence[TaskVector], settings
     if len(set(hashes.values())) > 1:
         shown = ", ".join(f"{axis}: {value[:12]}" for axis, value in hashes.items())
         raise InputError(f"the experts were trained on different base weights ({shown}); they cannot be fused")
+    check_weights(settings, names)
     for expert in experts:
         task_vector.check_fits(expert, base)
     sharing.check_shared(experts, settings.shared)
@@ -118,9 +136,9 @@ def _around(base: PreTrainedModel, config: TriuneConfig) -> TriuneForCausalLM:
         model = TriuneForCausalLM(config)
     model.model, model.lm_head = base.model, base.get_output_embeddings()
     dtype, device = base.dtype, base.device
-    for layer in model.model.layers:
+    for index, layer in enumerate(model.model.layers):
         with torch.device(device):
-            layer.mlp = MixtureFFN(layer.mlp, config)
+            layer.mlp = MixtureFFN(layer.mlp, config, index)
         layer.mlp.to(dtype)
         layer.mlp.router.to(torch.promote_types(dtype, torch.float32))
     model.generation_config = base.generation_config

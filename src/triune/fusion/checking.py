@@ -21,8 +21,9 @@ from triune.fusion.checking_weights import Survey, cosines, quote, survey
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.export import native
 from triune.fusion.export.source import Options, Source
+from triune.fusion.importance import find_reference
 from triune.progress import SILENT, Progress
-from triune.recipe import FFN, SHARED, Fuse
+from triune.recipe import FFN, SHARED, Fuse, check_weights
 
 ALIKE = 0.99  # cosine from which two experts are the same one for a mixture
 
@@ -114,9 +115,24 @@ def _choices(names: Sequence[str], settings: Fuse) -> Iterator[Finding]:
     if settings.top_k > len(names):
         what = f"fuse.top_k is {settings.top_k}, but there are only {len(names)} experts"
         yield Finding("refused", ALL, what, "lower it")
+    yield from _weights(names, settings)
     allowed = (*SHARED, *names)
     if settings.shared not in allowed:
         yield Finding("refused", ALL, f"fuse.shared is {settings.shared!r}", f"allowed: {', '.join(allowed)}")
+
+
+def _weights(names: Sequence[str], settings: Fuse) -> Iterator[Finding]:
+    """What `fuse` would refuse of the weights and of the importance's reference, and which expert is subtracted."""
+    for check in (lambda: check_weights(settings, names), lambda: find_reference(settings.importance, names)):
+        try:
+            check()
+        except InputError as error:
+            what, _, way_out = str(error).partition("; ")
+            yield Finding("refused", ALL, what, way_out)
+    for name, weight in settings.weights.items():
+        if weight < 0 and name in names:
+            what = f"the expert {name!r} is subtracted (weight {weight:g}): the fused model does less of what it does"
+            yield Finding("warning", ALL, what, "leave its weight out, if that is not meant")
 
 
 def _together(experts: Sequence[Expert], reports: Sequence[ExpertReport], pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -179,6 +195,9 @@ def _not_native(base: Base, own: Sequence[ExpertReport], settings: Fuse) -> str:
         num_experts_per_tok=settings.top_k,
         norm_topk_prob=settings.renormalise,
         router_temperature=settings.temperature,
+        # γ is not known before it is fused; any that differ ask the same of the export.
+        expert_importance=None if settings.importance is None else [1.0 + place for place in range(len(own))],
+        post_norm=settings.post_norm,
     )
     try:
         native.check(Source(Path("the fused model"), config, base.header, {}, {}), Options())

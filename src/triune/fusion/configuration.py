@@ -1,5 +1,6 @@
 """The configuration of a fused model: the base's own configuration, and what the mixture adds to it."""
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -11,7 +12,11 @@ class TriuneConfig(PreTrainedConfig):
     text_config: the base model's configuration (any of SUPPORTED).
     expert_names: one name an expert, in the order of the routers' rows.
     num_experts_per_tok: k, how many experts a token is sent to; norm_topk_prob: renormalise over them.
-    router_temperature: T in softmax(z/T).
+    router_temperature: T in softmax(z/T + c), one number or one a layer.
+    expert_importance: γ of TrinityX, positive; log γ is part of c. None: all alike.
+    router_bias: [layers][experts], the rest of c (what calibration fits). None: zeros.
+    post_norm: whether the mixture's output is layer-normalised before it is added to the residual (TrinityX).
+    expert_weights: what each task vector was multiplied with before it was stored; -1 is a negated expert.
     expert_ranks: of the stored factors for "gate", "up" and "down", one rank an expert (0: leaves it alone).
 
     Layers, widths, heads and vocabulary stand in `text_config` alone, where `get_text_config()` finds them.
@@ -25,7 +30,11 @@ class TriuneConfig(PreTrainedConfig):
     expert_names: list[str] | None = None
     num_experts_per_tok: int = 2
     norm_topk_prob: bool = True
-    router_temperature: float = 1.0
+    router_temperature: float | list[float] = 1.0
+    expert_importance: list[float] | None = None
+    router_bias: list[list[float]] | None = None
+    post_norm: bool = False
+    expert_weights: list[float] | None = None
     expert_ranks: dict[str, list[int]] | None = None
     tie_word_embeddings: bool = False
 
@@ -43,6 +52,27 @@ class TriuneConfig(PreTrainedConfig):
     def num_experts(self) -> int:
         """E, the number of experts."""
         return len(self.expert_names or [])
+
+    @property
+    def temperatures(self) -> list[float]:
+        """T of each layer."""
+        found = self.router_temperature
+        return list(found) if isinstance(found, list | tuple) else [float(found)] * self.num_hidden_layers
+
+    @property
+    def biases(self) -> list[list[float]] | None:
+        """c = log γ + b of each layer and expert; None where nothing is added."""
+        if self.expert_importance is None and self.router_bias is None:
+            return None
+        importance = [math.log(gamma) for gamma in self.expert_importance or [1.0] * self.num_experts]
+        rows = self.router_bias or [[0.0] * self.num_experts] * self.num_hidden_layers
+        return [[a + b for a, b in zip(importance, row, strict=True)] for row in rows]
+
+    @property
+    def negated(self) -> list[str]:
+        """The experts whose task vector was turned round."""
+        weights = self.expert_weights or []
+        return [name for name, weight in zip(self.expert_names or [], weights, strict=False) if weight < 0]
 
     @property
     def hidden_size(self) -> int:

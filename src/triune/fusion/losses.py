@@ -33,6 +33,55 @@ def gating_loss(routing: Float[Tensor, "batch experts"], axis: Int[Tensor, "batc
     return -own.clamp_min(torch.finfo(own.dtype).tiny).log()
 
 
+def routing_entropy(
+    probs: Float[Tensor, "layers batch tokens experts"], token_mask: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch"]:
+    """H = −Σ_a p_a log p_a of each token and layer, averaged over both, in nats: 0 decisive, log E undecided.
+
+    TrinityX's entropy term (arXiv 2509.08486); 0 log 0 = 0. A sample without a counted token gets 0.
+    """
+    entropy = -torch.special.xlogy(probs, probs.clamp_min(torch.finfo(probs.dtype).tiny)).sum(-1)
+    mask = token_mask.to(probs.dtype)
+    return torch.einsum("lbt,bt->b", entropy, mask) / (len(probs) * mask.sum(-1).clamp_min(1))
+
+
+def batch_routing(
+    probs: Float[Tensor, "layers batch tokens experts"], token_mask: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "layers experts"]:
+    """Each layer's routing averaged over a sample's counted tokens, then over the samples that have any.
+
+    Raises nothing: a batch without a counted token gets the uniform distribution, as in `sample_routing`.
+    """
+    mask = token_mask.to(probs.dtype)
+    n_tokens = mask.sum(-1)
+    mean = torch.einsum("lbte,bt->lbe", probs, mask) / n_tokens.clamp_min(1)[:, None]
+    known = (n_tokens > 0).to(probs.dtype)
+    whole = torch.einsum("lbe,b->le", mean, known) / known.sum().clamp_min(1)
+    return torch.where(known.any(), whole, torch.full_like(whole, 1 / whole.shape[-1]))
+
+
+def routing_divergence(
+    routing: Float[Tensor, "layers experts"], reference: Float[Tensor, "*layers experts"]
+) -> Float[Tensor, ""]:
+    """KL(p ‖ q) = Σ_a p_a log(p_a / q_a) of each layer, averaged over layers, in nats; no gradient through q.
+
+    With q the running average of earlier batches' routing it keeps the routing from jumping, with q a prior over
+    experts it holds the load near that (TrinityX, arXiv 2509.08486). p is a batch's mean (`batch_routing`), not a
+    token's: of single tokens it would work against the entropy and gating terms. Infinite where q_a = 0 < p_a.
+    """
+    q = reference.detach().expand_as(routing)
+    tiny = torch.finfo(routing.dtype).tiny
+    return (torch.special.xlogy(routing, routing.clamp_min(tiny)) - torch.special.xlogy(routing, q)).sum(-1).mean()
+
+
+def running_average(
+    average: Float[Tensor, "layers experts"] | None, routing: Float[Tensor, "layers experts"], decay: float
+) -> Float[Tensor, "layers experts"]:
+    """m ← decay · m + (1 − decay) · p of the batch; the first batch is its own average. Carries no gradient."""
+    now = routing.detach()
+    return now.clone() if average is None else decay * average + (1 - decay) * now
+
+
 def balance_loss(
     routing: Float[Tensor, "batch experts"], load: Float[Tensor, "batch experts"]
 ) -> Float[Tensor, "batch"]:

@@ -1,6 +1,6 @@
 """`TriuneForCausalLM`: any gated-FFN decoder of transformers with each layer's `mlp` swapped for a mixture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,12 +37,14 @@ class MixtureFFN(nn.Module):
     down_a: nn.Parameter
     down_b: nn.Parameter
 
-    def __init__(self, mlp: nn.Module, config: TriuneConfig) -> None:
+    def __init__(self, mlp: nn.Module, config: TriuneConfig, layer: int) -> None:
         super().__init__()
         for name in ("gate_proj", "up_proj", "down_proj", "act_fn"):
             setattr(self, name, mlp.get_submodule(name))
         self.top_k, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
-        self.temperature = config.router_temperature
+        self.temperature = config.temperatures[layer]
+        self.bias = None if config.biases is None else tuple(config.biases[layer])  # c of softmax(z/T + c)
+        self._kept_bias: Tensor | None = None
         text, n_experts = config.get_text_config(), config.num_experts
         d, f = text.hidden_size, text.intermediate_size
         self.ranks = {name: tuple(ranks) for name, ranks in (config.expert_ranks or {}).items()}
@@ -51,6 +53,7 @@ class MixtureFFN(nn.Module):
             self.register_parameter(f"{name}_a", nn.Parameter(torch.zeros(rank, n_in)))
             self.register_parameter(f"{name}_b", nn.Parameter(torch.zeros(rank, n_out)))
         self.router = router.Router(d, n_experts)
+        self.post_norm = nn.LayerNorm(d) if config.post_norm else None
         self.saved: Saved = "products"  # what the forward pass keeps for the backward pass; see factored_ffn
         self.fixed: Tensor | None = None  # routing given from outside: [experts] or [batch, experts]
 
@@ -66,13 +69,24 @@ class MixtureFFN(nn.Module):
         """Σ_a p̂_a FFN_a(x), p̂ from the router, or the fixed weights where some are set."""
         logits = self.router(x)
         if self.fixed is None:
-            probs = router.probabilities(logits, self.temperature)
+            probs = router.probabilities(logits, self.temperature, self._bias_like(logits))
             weights = router.top_k_weights(probs, self.top_k, renormalise=self.renormalise)
         else:
             rows = self.fixed.to(logits).view(-1, 1, self.fixed.shape[-1])
             weights = rows.expand(len(x), x.shape[1], -1)
         block = Block(self.gate_proj, self.up_proj, self.down_proj, self.act_fn, self.down_proj.bias)
-        return factored_ffn(x.flatten(0, 1), weights.flatten(0, 1), block, self.factors(), self.saved).view_as(x)
+        y = factored_ffn(x.flatten(0, 1), weights.flatten(0, 1), block, self.factors(), self.saved).view_as(x)
+        return y if self.post_norm is None else self.post_norm(y)
+
+    def _bias_like(self, logits: Tensor) -> Tensor | None:
+        """c as a tensor, kept from pass to pass: making it anew would wait for the device in every layer."""
+        if self.bias is None:
+            return None
+        kept = self._kept_bias
+        if kept is None or (kept.device, kept.dtype) != (logits.device, logits.dtype):
+            with torch.inference_mode(False):  # what is made inside that mode cannot take part in training
+                kept = self._kept_bias = torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)
+        return kept
 
 
 class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
@@ -103,8 +117,8 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
         if text.model_type not in SUPPORTED:
             raise InputError(f"a base of type {text.model_type!r} cannot be fused; supported: {', '.join(SUPPORTED)}")
         self.model = AutoModel.from_config(text)
-        for layer in self.model.layers:
-            layer.mlp = MixtureFFN(layer.mlp, config)
+        for index, layer in enumerate(self.model.layers):
+            layer.mlp = MixtureFFN(layer.mlp, config, index)
         self.vocab_size = text.vocab_size
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
@@ -128,6 +142,17 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
     def mixtures(self) -> list[MixtureFFN]:
         """The mixture of each layer, in order."""
         return [layer.mlp for layer in self.model.layers]
+
+    def calibrate_routing(self, temperatures: Sequence[float], biases: Sequence[Sequence[float]] | None) -> None:
+        """Route by softmax(z / T_l + log γ + b_l) from now on, also once saved: T and b of each layer."""
+        alike = len(set(temperatures)) == 1
+        self.config.router_temperature = temperatures[0] if alike else list(temperatures)
+        self.config.router_bias = None if biases is None else [list(row) for row in biases]
+        for mixture, temperature, bias in zip(
+            self.mixtures(), temperatures, self.config.biases or [None] * len(temperatures), strict=True
+        ):
+            mixture.temperature, mixture._kept_bias = temperature, None
+            mixture.bias = None if bias is None else tuple(bias)
 
     @contextmanager
     def fixed_routing(self, weights: Float[Tensor, "*batch experts"]) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Any model of a run, ready to use: the base, the base with an adapter merged in, a full or a fused model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _check_settings(folder: Path) -> None:
         "model_type (triune)": found.get("model_type") == TriuneConfig.model_type,
         "expert_names (two or more)": isinstance(names, list) and len(set(map(str, names))) == len(names) > 1,
         "num_experts_per_tok (1 to the number of experts)": isinstance(k, int) and 1 <= k <= len(names or ()),
-        "router_temperature (above 0)": isinstance(t := found.get("router_temperature"), int | float) and t > 0,
+        **_routing_settings(found, len(names) if isinstance(names, list) else 0),
         "expert_ranks (gate, up and down, one rank an expert)": isinstance(ranks, dict)
         and ranks.keys() == {"gate", "up", "down"}
         and all(_is_ranks(own, len(names or ())) for own in ranks.values()),
@@ -118,6 +119,38 @@ def _check_settings(folder: Path) -> None:
             f"{folder} holds no fused model: its config.json lacks {wrong[0]}; it has {got!r:.60}; give the folder of "
             "`triune fuse` or `triune align`"
         )
+
+
+def _routing_settings(found: dict[str, Any], n_experts: int) -> dict[str, bool]:
+    """Whether each setting of the routing is one; those that older folders lack may be missing."""
+    text = found.get("text_config")
+    n_layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    temperature, biases = found.get("router_temperature"), found.get("router_bias")
+    gamma, weights = found.get("expert_importance"), found.get("expert_weights")
+    each = temperature if isinstance(temperature, list) else [temperature]
+    rows = biases if isinstance(biases, list) else []
+    return {
+        "router_temperature (above 0, one number or one a layer)": _are_finite(each)
+        and min(each) > 0
+        and (each is not temperature or len(each) == n_layers),
+        "expert_importance (above 0, one number an expert)": gamma is None
+        or (_are_finite(gamma, n_experts) and min(gamma) > 0),
+        "router_bias (of each layer, one number an expert)": biases is None
+        or (len(rows) == n_layers and all(_are_finite(row, n_experts) for row in rows)),
+        "expert_weights (other than 0, one number an expert)": weights is None
+        or (_are_finite(weights, n_experts) and all(weights)),
+        "post_norm (true or false)": isinstance(found.get("post_norm", False), bool),
+    }
+
+
+def _are_finite(found: Any, n: int | None = None) -> bool:
+    """Whether it is a list of finite numbers, of `n` where that is given and of one at least."""
+    return (
+        isinstance(found, list)
+        and len(found) > 0
+        and len(found) == (n or len(found))
+        and all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in found)
+    )
 
 
 def _is_ranks(found: Any, n_experts: int) -> bool:

@@ -1,17 +1,37 @@
 """The router of one layer: which experts a token is sent to, and with what weights."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triune.fusion.configuration import TriuneConfig
+
 
 def probabilities(
-    logits: Float[Tensor, "*tokens experts"], temperature: float = 1.0
+    logits: Float[Tensor, "*tokens experts"],
+    temperature: float = 1.0,
+    bias: Float[Tensor, "*#tokens experts"] | None = None,
 ) -> Float[Tensor, "*tokens experts"]:
-    """p = softmax(z / T), in float32 at least (a bfloat16 softmax flips near-ties)."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (wide / temperature).softmax(-1)
+    """p = softmax(z / T + c), in float32 at least (a bfloat16 softmax flips near-ties).
+
+    With c = log γ it is TrinityX's calibrated routing, p_a = γ_a α_a / Σ_b γ_b α_b with α = softmax(z / T).
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    return (wide if bias is None else wide + bias.to(wide)).softmax(-1)
+
+
+def layer_probabilities(logits: Sequence[Tensor], config: TriuneConfig) -> Float[Tensor, "layers *tokens experts"]:
+    """p of every layer from its routers' logits, each with its own temperature and bias."""
+    biases: Sequence[list[float] | None] = config.biases or [None] * len(logits)
+    return torch.stack(
+        [
+            probabilities(z, temperature, None if bias is None else z.new_tensor(bias, dtype=torch.float32))
+            for z, temperature, bias in zip(logits, config.temperatures, biases, strict=True)
+        ]
+    )
 
 
 def top_k_weights(

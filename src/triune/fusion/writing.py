@@ -21,6 +21,7 @@ from triune.fusion import building
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.sharing import Shared, shared, summed
+from triune.fusion.weighting import weighted
 from triune.models.preflight import SHOWN, read_config
 from triune.models.shards import Planned, write_shards
 from triune.progress import SILENT, Progress
@@ -29,6 +30,7 @@ from triune.recipe import Fuse
 SHARD = 50_000_000_000  # bytes; the default of save_pretrained
 _FACTOR = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_([ab])")
 _ROUTER = re.compile(r"model\.layers\.(\d+)\.mlp\.router\.weight")
+_NORM = re.compile(r"model\.layers\.\d+\.mlp\.post_norm\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ def _generation(folder: Path) -> GenerationConfig:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What a fused model is written from: its configuration, base, experts and routers [experts, d], one a layer."""
+    """What a fused model is written from: its configuration, base, experts and routers [experts, d], one a layer.
+
+    The experts are weighted already.
+    """
 
     config: TriuneConfig
     base: Blank
@@ -94,12 +99,19 @@ class Fusion:
     routers: Sequence[Tensor]
 
 
-def fusion(base: Blank, experts: Sequence[TaskVector], settings: Fuse, routers: Sequence[Tensor]) -> Fusion:
+def fusion(
+    base: Blank,
+    experts: Sequence[TaskVector],
+    settings: Fuse,
+    routers: Sequence[Tensor],
+    importance: Sequence[float] | None = None,
+) -> Fusion:
     """The fused model that `building.build` makes of the same, with these routers; nothing is computed yet.
 
-    The experts are ones that `building.check_experts` lets pass.
+    The experts are ones that `building.check_experts` lets pass, as they are: their weights are applied here.
     """
-    config = building.configuration(base.config, experts, settings)
+    config = building.configuration(base.config, experts, settings, importance)
+    experts = weighted(experts, settings)
     return Fusion(config, base, experts, shared(experts, settings.shared), routers)
 
 
@@ -128,10 +140,13 @@ def plan(fused: Fusion) -> list[Planned]:
 
 def _planned(fused: Fusion, name: str, shape: tuple[int, ...]) -> Planned:
     dtype = fused.base.dtype
-    factor, router = _FACTOR.fullmatch(name), _ROUTER.fullmatch(name)
+    factor, router, norm = _FACTOR.fullmatch(name), _ROUTER.fullmatch(name), _NORM.fullmatch(name)
     if router:
         exact = torch.promote_types(dtype, torch.float32)
         return Planned(name, exact, shape, lambda: fused.routers[int(router[1])].to(exact))
+    if norm:  # at its start it scales by one and shifts by nothing
+        start = torch.ones if norm[1] == "weight" else torch.zeros
+        return Planned(name, dtype, shape, lambda: start(shape, dtype=dtype))
     if factor:
         return Planned(name, dtype, shape, partial(_stack, fused, int(factor[1]), factor[2], factor[3]))
     return Planned(name, dtype, shape, partial(_base, fused, name))

@@ -1,17 +1,20 @@
 """The verbs: one short function each, that reads folders, calls one room, and writes a folder with a record."""
 
+from triune.pipeline.calibrating import calibrate
 from triune.pipeline.checking import check
 from triune.pipeline.evaluating import Exam, evaluate
 from triune.pipeline.exporting import export
 from triune.pipeline.fusing import fuse
 from triune.pipeline.merging import merge
-from triune.pipeline.running import demo, examine, run
+from triune.pipeline.running import demo, examine
+from triune.pipeline.seeds import run
 from triune.pipeline.verbs import Context, align, context_of, report, train
 
 __all__ = [
     "Context",
     "Exam",
     "align",
+    "calibrate",
     "check",
     "context_of",
     "demo",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,7 +123,7 @@ def chat(who: Speaker, prompt: str, decoding: Decoding) -> Iterator[Piece]:
 def _weights(model: TriuneForCausalLM | None, heard: list[torch.Tensor]) -> tuple[float, ...]:
     if model is None or not heard:
         return ()
-    logits = torch.stack([layer[0, -1] for layer in heard])
-    probs = router.probabilities(logits, model.config.router_temperature)
-    chosen = router.top_k_weights(probs, model.config.num_experts_per_tok, renormalise=model.config.norm_topk_prob)
+    config: Any = model.config
+    probs = router.layer_probabilities([layer[0, -1] for layer in heard], config)
+    chosen = router.top_k_weights(probs, config.num_experts_per_tok, renormalise=config.norm_topk_prob)
     return tuple(chosen.mean(0).tolist())

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from triune.baselines.opening import open_subject
 from triune.data.rows import load_rows, write_rows
 from triune.diagnose.drift import drift_scores, projection
 from triune.diagnose.latency import latency_ratio
-from triune.diagnose.routing import routing_map
+from triune.diagnose.routing import routing_map, token_routing
 from triune.diagnose.size import size
 from triune.errors import InputError
 from triune.evaluation import likelihoods, scoring
@@ -24,6 +25,7 @@ from triune.models.encoding import pad_id
 from triune.models.generation import Decoding
 from triune.models.likelihood import hidden_states
 from triune.models.store import load_tensors, save_tensors
+from triune.pipeline.calibration_scores import write_calibration
 from triune.pipeline.verbs import Context, unless_finished
 from triune.record import Step, identify, write_json
 from triune.types import Agreement, BenchmarkPrompt, Example, Preference, Question, Sample
@@ -68,8 +70,12 @@ def observe(context: Context, name: str, model: Path | None, exam: Exam, out: Pa
             if subject.model is not None:
                 scorer = Scorer(subject.model, subject.tokenizer, context.base, exam.batch_size)
                 found = _likelihoods(scorer, data)
+                if prompts:
+                    found["answers"] = likelihoods.own_log_probs(scorer, samples)
                 if subject.has_states:
                     _look_inside(scorer, context, data, draft)
+                if isinstance(subject.model, TriuneForCausalLM):
+                    _look_at_routing(scorer, context, data, model, draft)
             write_json(draft / "likelihoods.json", found)
             write_json(draft / "size.json", size(subject))
     return out
@@ -121,6 +127,23 @@ def _look_inside(scorer: Scorer, context: Context, data: Path, draft: Path) -> N
         write_json(draft / "routing.json", routing_map(scorer.model, rows, axes, padding))
 
 
+def _look_at_routing(scorer: Scorer, context: Context, data: Path, model: Path | None, draft: Path) -> None:
+    """The routing of the test rows' tokens, for its calibration; the isotonic map that the model has, if any."""
+    fused: Any = scorer.model
+    names = list(fused.config.expert_names or [])
+    known = [row for row in load_rows(data / "routed.jsonl", Example) if row.axis in names]
+    rows = context.encode(scorer.tokenizer, known) if known else []
+    if not rows:
+        return
+    found = token_routing(fused, rows, pad_id(scorer.tokenizer), scorer.batch_size)
+    axis = torch.tensor([names.index(str(row.axis)) for row in rows])
+    probs = found.probs.float().contiguous()
+    save_tensors(draft / "routed.safetensors", {"probs": probs, "sample": found.sample, "axis": axis})
+    fitted = model / "calibration.json" if model is not None else None
+    if fitted is not None and fitted.is_file():
+        write_json(draft / "isotonic.json", json.loads(fitted.read_text(encoding="utf-8"))["isotonic"])
+
+
 def load_prompts(data: Path) -> dict[str, list[BenchmarkPrompt]]:
     """The generative benchmarks of a data folder, by name, in their usual order."""
     return {
@@ -150,6 +173,7 @@ def score(context: Context, observed: Mapping[str, Path], data: Path, out: Path)
             write_json(draft / "scores.json", rows)
             write_json(draft / "breakdown.json", groups)
             _write_inside(context, observed, draft)
+            write_calibration(observed, data, prompts, np.random.default_rng(context.seed), draft)
             if prompts:
                 write_json(draft / "samples.json", _side_by_side(observed, prompts))
     return out

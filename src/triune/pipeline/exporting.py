@@ -14,6 +14,7 @@ from triune.errors import InputError
 from triune.fusion.export.card import Story, model_card
 from triune.fusion.export.formats import Format, find_format
 from triune.fusion.export.source import DTYPES, Options, Source, open_source
+from triune.fusion.weighting import CARD, check_allowed
 from triune.models.shards import DiskFull, disk_full, readable, size_in_bytes
 from triune.progress import SILENT, Progress
 from triune.record import Step, claim, finished, identify, write_text, writing
@@ -22,7 +23,6 @@ from triune.report.markdown import fenced, scores
 from triune.report.run import Run
 
 MARK = ".identity"  # in the folder of an export under way: which one
-CARD = "README.md"
 
 
 def options_from(dtype: str, max_shard_size: str, base: str, *, tokenizer: bool = True) -> Options:
@@ -32,16 +32,20 @@ def options_from(dtype: str, max_shard_size: str, base: str, *, tokenizer: bool 
     return Options(DTYPES[dtype] if dtype else None, size_in_bytes(max_shard_size), base, tokenizer)
 
 
-def export(place: Path, out: Path, name: str, options: Options, progress: Progress = SILENT) -> Path:
+def export(
+    place: Path, out: Path, name: str, options: Options, progress: Progress = SILENT, *, allow_negated: bool = False
+) -> Path:
     """Export a run's fused model (or a fused folder) to a format of FORMATS, with a model card and a record.
 
     What an interruption or a full disk leaves is kept in a hidden folder beside `out`, and the same call goes on from
     there. Raises InputError, before anything is written, for a model that is not sound (see `open_source`) or that
-    the format cannot express, and for a folder that is not ours to write.
+    the format cannot express, for one with a subtracted expert without `allow_negated`, and for a folder that is not
+    ours to write.
     """
     format = find_format(name)
     folder = place / "fused" if (place / "fused" / "config.json").is_file() else place
     source = open_source(folder)
+    check_allowed(source.config, allow_negated=allow_negated)
     _check_apart(folder, out)
     format.check(source, options)
     step = Step(out, "export", _settings(name, options), _inputs(place, folder))

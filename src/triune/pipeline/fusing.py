@@ -13,22 +13,25 @@ from torch import Tensor
 
 from triune.data.splits import take_prompts
 from triune.errors import InputError
-from triune.experts import lowrank, task_vector
+from triune.experts import task_vector
 from triune.experts.compression import Fit, compress_vector, overall_error
-from triune.experts.task_vector import Reader, TaskVector
+from triune.experts.task_vector import TaskVector
 from triune.fusion import building
+from triune.fusion.importance import Gram, Weighing, find_reference, inner_products, weigh
 from triune.fusion.router_init import FROM_DATA, Inputs, feed_forward_inputs
 from triune.fusion.sharing import discarded, shared
+from triune.fusion.weighting import weighted, write_card
 from triune.fusion.writing import Blank, blank, fusion, write_fused
 from triune.models.encoding import pad_id
 from triune.models.loading import load_tokenizer
 from triune.models.preflight import check_base
 from triune.pipeline.verbs import Context, expert_inputs, identify_rows, read_experts, unless_finished
-from triune.recipe import Fuse
-from triune.record import Step, write_json
+from triune.recipe import Fuse, check_weights
+from triune.record import Step, identify, write_json
 from triune.types import Example
 
 Fits = Mapping[str, Fit]
+REFERENCE = "fuse.importance.reference"  # what a supplied reference is called where it does not fit the base
 
 
 def fuse(
@@ -38,37 +41,85 @@ def fuse(
 
     An expert is the folder of a PEFT adapter or of a full fine-tune of the base; a full fine-tune's feed-forward
     matrices are brought to low rank as `settings.svd_error` says. Only one tensor is in memory at a time, but for the
-    base while the routers are started from data.
+    base while the routers are started from data. An expert whose weight is negative is subtracted; a README.md beside
+    the model says so.
 
-    Raises InputError as `read_experts`, `building.check_experts` and `write_fused`, and where the routers need rows
-    and none are given or an axis has none.
+    Raises InputError as `read_experts`, `check_weights`, `building.check_experts`, `find_reference`, `weigh` and
+    `write_fused`, and where the routers need rows and none are given or an axis has none.
     """
+    check_weights(settings, list(experts))
+    place = find_reference(settings.importance, list(experts))
     inputs = {**expert_inputs(context, experts), "rows": identify_rows(rows)}
+    inputs |= {"reference": identify(place)} if place is not None else {}
     step = Step(out, "fuse", context.settings(fuse=settings.model_dump(), experts=list(experts)), inputs)
     with unless_finished(step, context) as draft:
         if draft is not None:
             vectors = read_experts(context, experts)
+            reference = read_experts(context, {REFERENCE: place} if place is not None else {})
             examples = _router_rows(settings, list(experts), rows, context.seed)
             base = blank(check_base(context.folder, scan=False).folder, getattr(torch, context.base.dtype))
             base.check_finite()
             building.check_experts(base.model, vectors, settings)
-            account = _account(context, vectors, settings, base)
+            for vector in reference:
+                task_vector.check_fits(vector, base.model)
+            account, gamma = _account(context, weighted(vectors, settings), reference, settings, base)
             routers = _routers(context, settings, base, list(experts), examples)
             scratch = draft / ".scratch"
             made = [_compressed(context, vector, settings, scratch / str(i)) for i, vector in enumerate(vectors)]
             for vector, fits in made:
                 account["experts"][vector.axis] |= _told(fits, settings.svd_error)
-            write_fused(fusion(base, [vector for vector, _ in made], settings, routers), draft, context.progress)
+            fused = fusion(base, [vector for vector, _ in made], settings, routers, gamma)
+            write_fused(fused, draft, context.progress)
+            write_card(fused.config, draft)
             load_tokenizer(context.folder).save_pretrained(draft)
             write_json(draft / "fusion.json", account)
             shutil.rmtree(scratch, ignore_errors=True)  # there is none where nothing was compressed
     return out
 
 
-def _account(context: Context, vectors: Sequence[TaskVector], settings: Fuse, base: Blank) -> dict[str, Any]:
-    """What goes into a fused model: the experts' norms and cosines, and what of each is discarded; says the latter."""
-    products = _inner_products(vectors, context)
-    norms = [products[place][place] ** 0.5 for place in range(len(vectors))]
+def _account(
+    context: Context, vectors: Sequence[TaskVector], reference: Sequence[TaskVector], settings: Fuse, base: Blank
+) -> tuple[dict[str, Any], list[float] | None]:
+    """What goes into a fused model, as fusion.json has it, and γ where `settings` ask for it.
+
+    The experts' norms and cosines, what of each is discarded, their weights and their importance; says the latter
+    three. `vectors` are weighted already; `reference` is the supplied one, or empty.
+    """
+    only = [task_vector.halves(vector)[0] for vector in reference]  # of which no more is looked at
+    whole, feed_forward = inner_products([*vectors, *only], context.progress)
+    told = _sizes(context, vectors, whole, settings, base)
+    axes = [vector.axis for vector in vectors]
+    told["weights"] = {axis: settings.weights.get(axis, 1.0) for axis in axes}
+    negated = [axis for axis, weight in told["weights"].items() if weight < 0]
+    if negated:
+        context.progress.say(f"  subtracted: {', '.join(negated)}; README.md beside the model says so")
+    if settings.importance is None:
+        return told, None
+    found = weigh(feed_forward, axes, settings.importance)
+    told["importance"] = dict(zip(axes, found.importance, strict=True))
+    told["similarities"] = dict(zip(axes, found.similarities, strict=True))
+    told["importance_settings"] = settings.importance.model_dump()
+    _say_importance(context, axes, found, settings)
+    return told, list(found.importance)
+
+
+def _say_importance(context: Context, axes: Sequence[str], found: Weighing, settings: Fuse) -> None:
+    how = settings.importance
+    if how is None:
+        return
+    each = ", ".join(
+        f"{axis} {gamma:.3g} (similarity {similarity:.3g})"
+        for axis, gamma, similarity in zip(axes, found.importance, found.similarities, strict=True)
+    )
+    same = "; the similarities are equal, so importance changes nothing" if found.equal else ""
+    context.progress.say(f"  importance by {how.similarity} to {how.reference}, τ = {how.temperature:g}: {each}{same}")
+
+
+def _sizes(
+    context: Context, vectors: Sequence[TaskVector], products: Gram, settings: Fuse, base: Blank
+) -> dict[str, Any]:
+    """The experts' norms and cosines, and what of each is discarded; says the latter."""
+    norms = products.diagonal().sqrt().tolist()[: len(vectors)]
     lost = discarded(shared(vectors, settings.shared), base.tensor)
     total = sum(value * value for value in lost) ** 0.5
     told = {
@@ -85,26 +136,8 @@ def _account(context: Context, vectors: Sequence[TaskVector], settings: Fuse, ba
     cosines = {}
     for i, j in combinations(range(len(vectors)), 2):
         scale = norms[i] * norms[j]
-        cosines[f"{vectors[i].axis}, {vectors[j].axis}"] = products[i][j] / scale if scale else float("nan")
+        cosines[f"{vectors[i].axis}, {vectors[j].axis}"] = float(products[i, j]) / scale if scale else float("nan")
     return {"experts": told, "cosines": cosines, "shared": settings.shared, "discarded_norm": total}
-
-
-def _inner_products(vectors: Sequence[TaskVector], context: Context) -> list[list[float]]:
-    """⟨T_a, T_b⟩ over everything that the experts change; each change is read once."""
-    sources = task_vector.readers(vectors)
-    total = [[0.0] * len(vectors) for _ in vectors]
-    with context.progress.task("comparing the experts", len(sources)) as advance:
-        for readers in sources.values():
-            for (i, j), value in _products(readers).items():
-                total[i][j] += value
-            advance()
-    return total
-
-
-def _products(readers: Sequence[Reader | None]) -> dict[tuple[int, int], float]:
-    """⟨ΔW_a, ΔW_b⟩ of one parameter, a ≤ b; on return nothing of it is in memory any more."""
-    found = {i: task_vector.exact(read()) for i, read in enumerate(readers) if read is not None}
-    return {(i, j): lowrank.product(found[i], found[j]) for i in found for j in found if i <= j}
 
 
 def _compressed(context: Context, vector: TaskVector, settings: Fuse, scratch: Path) -> tuple[TaskVector, Fits]:

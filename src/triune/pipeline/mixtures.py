@@ -19,7 +19,7 @@ from triune.experts.kinds import find_kind, read_expert
 from triune.experts.task_vector import TaskVector
 from triune.fusion.opening import check_base_hash
 from triune.models.loading import load_tokenizer
-from triune.pipeline.verbs import Context, identify_rows, save_model, unless_finished
+from triune.pipeline.verbs import KEEPING, Context, identify_rows, resumable, save_model, unless_finished
 from triune.recipe import Align
 from triune.record import Step, identify, write_json
 from triune.settings import Settings
@@ -35,7 +35,7 @@ def xlora(
     """
     fit = xloras.head_fit(align)
     inputs = {**_inputs(context, experts), "rows": identify_rows(rows)}
-    own = {"xlora": settings.model_dump(), "fit": fit.model_dump(), "experts": list(experts)}
+    own = {"xlora": settings.model_dump(), "fit": fit.model_dump(exclude=KEEPING["fit"]), "experts": list(experts)}
     step = Step(out, "xlora", context.settings(**own), inputs)
     with unless_finished(step, context) as draft:
         if draft is not None:
@@ -44,7 +44,7 @@ def xlora(
             if align.fit.checkpointing:
                 context.progress.say("  X-LoRA cannot recompute activations; its head is trained without")
             job = context.job(f"training {out.name}", context.encode(tokenizer, rows), fit, tokenizer)
-            curve = xloras.train_head(mixed, job, context.progress)
+            curve = xloras.train_head(mixed, resumable(job, step), context.progress)
             xloras.save_head(mixed, draft)
             write_json(draft / "curve.json", curve)
             write_json(draft / "spent.json", {"steps": len(curve), "examples": len(job.rows)})

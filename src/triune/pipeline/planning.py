@@ -10,10 +10,11 @@ from triune.baselines.mergekit_moe import check_installed, check_mergekit
 from triune.data.preparing import Prepared, joint_rows, write_prepared
 from triune.data.templates import render
 from triune.errors import InputError
+from triune.fusion.importance import find_reference
 from triune.fusion.opening import check_model
 from triune.models.loading import load_tokenizer
 from triune.models.preflight import check_base
-from triune.pipeline import evaluating, fusing, verbs
+from triune.pipeline import calibrating, evaluating, fusing, verbs
 from triune.pipeline.comparing import comparison_steps
 from triune.pipeline.verbs import Context, unless_finished
 from triune.progress import Progress
@@ -75,9 +76,11 @@ def check_settings(recipe: Recipe) -> None:
     render(recipe.base.template, "?", load_tokenizer(facts.folder))
     if needs_mergekit(recipe):
         check_mergekit(recipe.base, recipe.mergekit_moe, len(recipe.axes))
-    for data in recipe.axes.values():
-        if data.expert is not None:
-            check_model(Path(data.expert), recipe.base)
+    given = [data.expert for data in recipe.axes.values() if data.expert is not None]
+    chosen = [recipe.fuse, *(recipe.variant(name)[0] for name in recipe.variants)]
+    references = [find_reference(fuse.importance, list(recipe.axes)) for fuse in chosen]
+    for folder in dict.fromkeys([*map(Path, given), *(place for place in references if place is not None)]):
+        check_model(folder, recipe.base)
 
 
 def needs_mergekit(recipe: Recipe) -> bool:
@@ -106,6 +109,13 @@ def plan(run: Run) -> Planned:
     if "fused" in recipe.compare:
         steps["start"] = partial(fusing.fuse, context, experts, out / "start", recipe.fuse, joint)
         steps["fused"] = partial(verbs.align, context, out / "start", joint, out / "fused", recipe.align)
+    if "calibrated" in recipe.compare and recipe.calibrate is not None:
+        held_out = [row for rows in run.prepared.calibration.values() for row in rows]
+        steps["calibrated"] = partial(
+            calibrating.calibrate, context, out / "fused", held_out, out / "calibrated", recipe.calibrate
+        )
+    if "variants" in recipe.compare:
+        steps |= _variant_steps(context, recipe, experts, joint, out)
     if recipe.scarce is not None:
         steps |= _scarce_steps(run, context)
     observed: dict[str, Path] = {}
@@ -130,6 +140,19 @@ def experts_of(recipe: Recipe, out: Path) -> dict[str, Path]:
         axis: Path(data.expert) if data.expert is not None else out / "experts" / axis
         for axis, data in recipe.axes.items()
     }
+
+
+def _variant_steps(
+    context: Context, recipe: Recipe, experts: dict[str, Path], joint: list[Example], out: Path
+) -> Planned:
+    """The same experts and data, fused and aligned otherwise."""
+    steps: Planned = {}
+    for name in recipe.variants:
+        how, then = recipe.variant(name)
+        start, place = out / "variants" / name / "start", out / "variants" / name / "fused"
+        steps[f"variants/{name}/start"] = partial(fusing.fuse, context, experts, start, how, joint)
+        steps[f"variants/{name}/fused"] = partial(verbs.align, context, start, joint, place, then)
+    return steps
 
 
 def _scarce_steps(run: Run, context: Context) -> Planned:
@@ -162,6 +185,8 @@ def models(recipe: Recipe, out: Path) -> dict[str, Path | None]:
     for name in recipe.compare:
         if name == "experts":
             found |= {f"expert:{axis}": folder for axis, folder in experts_of(recipe, out).items()}
+        elif name == "variants":
+            found |= {f"fused:{variant}": out / "variants" / variant / "fused" for variant in recipe.variants}
         else:
             found[name] = None if name == "base" else out / name
     if recipe.scarce is not None:

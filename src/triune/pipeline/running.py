@@ -20,7 +20,15 @@ from triune.recipe import Recipe
 from triune.recipe_file import parse_recipe, to_yaml
 from triune.record import RECORD, claim, environment, locked, read_record, write_json, write_text
 
-RESULTS = ("scores.json", "breakdown.json", "drift.json", "routing.json", "samples.json")
+RESULTS = (
+    "scores.json",
+    "breakdown.json",
+    "drift.json",
+    "routing.json",
+    "samples.json",
+    "calibration.json",
+    "reliability.json",
+)
 
 
 def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = False) -> Path:
@@ -123,6 +131,11 @@ def _finish(run: Run, found: Mapping[str, Path | None], skipped: dict[str, bool]
             write_text(out / name, (out / "scores" / name).read_text(encoding="utf-8"))
         else:
             (out / name).unlink(missing_ok=True)
+    fusion = _read(out / "start", "fusion.json") if "fused" in found else None
+    if fusion is not None:
+        write_json(out / "fusion.json", fusion)
+    else:
+        (out / "fusion.json").unlink(missing_ok=True)
     write_json(out / "models.json", {name: _account(run, name, folder) for name, folder in found.items()})
     curves = {name: _read(folder or out / "base", "curve.json") for name, folder in found.items()}
     write_json(out / "curves.json", {name: curve for name, curve in curves.items() if curve})
@@ -188,5 +201,6 @@ NOTES = {
     "arrow": "PEFT's Arrow, no training",
     "mergekit_moe": "mergekit's Mixtral, its gate not trained",
     "fused": "experts and routers, after stage 2",
+    "calibrated": "fused, routing calibrated on held-out rows",
     "scarce": "few joint examples",
 }

@@ -1,8 +1,9 @@
 """The verbs that make models: train, merge, fuse, align. Each skips what is finished, and says so."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from triune.errors import InputError
-from triune.experts import task_vector
+from triune.experts import checkpoint, task_vector
 from triune.experts.adapters import stamp
 from triune.experts.fitting import Job
 from triune.experts.kinds import read_expert
 from triune.experts.training import train_adapter
 from triune.fusion import aligning
+from triune.fusion.configuration import TriuneConfig
 from triune.fusion.opening import check_base_hash, open_fused
+from triune.fusion.weighting import write_card
 from triune.models.encoding import Encoded, pad_id
 from triune.models.hub import locate
 from triune.models.loading import load_base, quiet
@@ -26,6 +29,8 @@ from triune.progress import SILENT, Progress
 from triune.recipe import Align, Base, Fit, Train
 from triune.record import Step, digest, finished, identify, read_record, write_json, writing
 from triune.types import Example
+
+KEEPING: Any = {"fit": {"save_every"}}  # changes no result: with or without it, a finished step stays finished
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,18 @@ def unless_finished(step: Step, context: Context) -> Iterator[Path | None]:
     else:
         with writing(step, context.seed) as draft:
             yield draft
+        checkpoint.discard(checkpoint_place(step))
+
+
+def checkpoint_place(step: Step) -> Path:
+    """Where a step that trains keeps its checkpoints: beside its draft, which is removed when the step fails."""
+    final = Path(os.path.realpath(step.folder))
+    return final.with_name(f".{final.name}.checkpoint")
+
+
+def resumable(job: Job, step: Step) -> Job:
+    """The job with the step's place for checkpoints; they are its own only while the step's identity is the same."""
+    return replace(job, checkpoint=checkpoint_place(step), identity=step.identity)
 
 
 def train(context: Context, rows: Sequence[Example], out: Path, settings: Train, *, title: str = "") -> Path:
@@ -95,14 +112,14 @@ def train(context: Context, rows: Sequence[Example], out: Path, settings: Train,
     Raises InputError for a base that cannot be used, rows that do not fit, strange targets.
     """
     inputs = {"base": identify(context.folder), "rows": identify_rows(rows)}
-    step = Step(out, "train", context.settings(train=settings.model_dump()), inputs)
+    step = Step(out, "train", context.settings(train=settings.model_dump(exclude=KEEPING)), inputs)
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = context.load()
             job = context.job(
                 title or f"training {out.name}", context.encode(tokenizer, rows), settings.fit, tokenizer
             )
-            curve = train_adapter(model, settings.lora, job, draft, context.progress)
+            curve = train_adapter(model, settings.lora, resumable(job, step), draft, context.progress)
             stamp(draft, hash_weights(context.folder))
             write_json(draft / "curve.json", curve)
             write_json(draft / "spent.json", {"steps": len(curve), "examples": len(job.rows)})
@@ -132,7 +149,7 @@ def align(context: Context, fused: Path, rows: Sequence[Example], out: Path, set
     Raises InputError for a folder without a fused model, or rows of an axis that it has no expert for.
     """
     inputs = {"fused": identify(fused), "rows": identify_rows(rows)}
-    step = Step(out, "align", context.settings(align=settings.model_dump()), inputs)
+    step = Step(out, "align", context.settings(align=settings.model_dump(exclude=KEEPING)), inputs)
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = open_fused(fused, getattr(torch, context.base.dtype))
@@ -142,7 +159,7 @@ def align(context: Context, fused: Path, rows: Sequence[Example], out: Path, set
                     f"the examples have rows of {strangers}; the model's experts are {model.config.expert_names}"
                 )
             job = context.job(f"aligning {out.name}", context.encode(tokenizer, rows), settings.fit, tokenizer)
-            curve = aligning.align(model, settings, job, context.progress)
+            curve = aligning.align(model, settings, resumable(job, step), context.progress)
             save_model(model, tokenizer, draft)
             write_json(draft / "curve.json", curve)
             write_json(draft / "spent.json", {"steps": len(curve), "examples": len(job.rows)})
@@ -150,10 +167,15 @@ def align(context: Context, fused: Path, rows: Sequence[Example], out: Path, set
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights (safetensors), configuration, generation configuration and tokenizer, as transformers writes them."""
+    """Weights (safetensors), configuration, generation configuration and tokenizer, as transformers writes them.
+
+    A fused model with a subtracted expert keeps the README.md that warns of it.
+    """
     with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if isinstance(model.config, TriuneConfig):
+        write_card(model.config, folder)
 
 
 def report(run: Path) -> Path:

@@ -1,9 +1,14 @@
 """The report's files, written whole or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from triune.errors import InputError
-from triune.record import write_text
+from triune.record import write_json, write_text
+from triune.report.across_folder import load_across, seeds_of
+from triune.report.across_markdown import render_across_markdown
+from triune.report.across_page import build_across_page
+from triune.report.across_tables import across_csv, across_json
 from triune.report.folder import load_run
 from triune.report.markdown import render_markdown
 from triune.report.page import build_page
@@ -13,7 +18,8 @@ from triune.report.tables import csv_text
 def write_report(folder: Path) -> Path:
     """Read the finished run in `folder` and write report.html, report.md and scores.csv beside it.
 
-    All three are built before the first is written, and each replaces its forerunner in one move.
+    Of a recipe over several seeds the page sums up the finished seeds, with across.csv and across.json instead. All
+    files are built before the first is written, and each replaces its forerunner in one move.
 
     Returns:
         The path of report.html.
@@ -21,11 +27,30 @@ def write_report(folder: Path) -> Path:
     Raises:
         InputError: the folder does not hold a finished run, or cannot be written to.
     """
+    if seeds_of(folder):
+        return _write_across(folder)
     run = load_run(folder)
     texts = {"report.md": render_markdown(run), "scores.csv": csv_text(run), "report.html": build_page(run)}
+    _write(folder, texts, {})
+    return folder / "report.html"
+
+
+def _write_across(folder: Path) -> Path:
+    run = load_across(folder)
+    texts = {
+        "report.md": render_across_markdown(run),
+        "across.csv": across_csv(run),
+        "report.html": build_across_page(run),
+    }
+    _write(folder, texts, {"across.json": across_json(run)})
+    return folder / "report.html"
+
+
+def _write(folder: Path, texts: Mapping[str, str], values: Mapping[str, object]) -> None:
     try:
+        for name, value in values.items():
+            write_json(folder / name, value)
         for name, text in texts.items():
             write_text(folder / name, text)
     except PermissionError as error:
         raise InputError(f"cannot write {error.filename}: {error.strerror}; make {folder} writable.") from error
-    return folder / "report.html"

@@ -7,6 +7,7 @@ from typing import TypeVar, get_args
 
 from triune.errors import InputError
 from triune.report import fields
+from triune.report.calibration_parts import parse_calibration, parse_reliability
 from triune.report.parts import (
     parse_curves,
     parse_drift,
@@ -15,6 +16,7 @@ from triune.report.parts import (
     parse_routing,
     parse_samples,
     parse_timings,
+    parse_weights,
 )
 from triune.report.run import ModelScore, Recipe, Run
 from triune.types import Agreement, Better, Score
@@ -49,6 +51,9 @@ def load_run(folder: Path) -> Run:
         timings=_optional(folder, "timings.json", parse_timings),
         curves=_optional(folder, "curves.json", parse_curves),
         routing=_optional(folder, "routing.json", parse_routing),
+        weights=_optional(folder, "fusion.json", parse_weights),
+        calibration=_optional(folder, "calibration.json", parse_calibration),
+        reliability=_optional(folder, "reliability.json", parse_reliability),
         drift=_optional(folder, "drift.json", parse_drift),
         samples=_optional(folder, "samples.json", parse_samples),
         recipe=_recipe(folder / "recipe.yaml"),

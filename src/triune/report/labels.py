@@ -7,6 +7,7 @@ from triune.types import Better, Score
 
 EXPERT = "expert:"
 SCARCE = "scarce:"
+VARIANT = "fused:"
 FUSED = "fused"
 BASE = "base"
 MEAN = "mean"
@@ -36,6 +37,7 @@ MODEL_LABELS = {
     "arrow": ("Arrow", "Arrow", "Arrow"),
     "mergekit_moe": ("mergekit-moe", "mergekit-moe", "mergekit-moe"),
     "fused": ("fused", "fused", "the fused model"),
+    "calibrated": ("fused, calibrated", "calibrated", "the fused model with calibrated routing"),
 }
 # Kinds of comparison, of which a lead names the best each.
 FAMILIES = {
@@ -72,6 +74,8 @@ def model_label(model: str) -> str:
     model = model.removeprefix(SCARCE)
     if model.startswith(EXPERT):
         return f"{model.removeprefix(EXPERT)} expert"
+    if model.startswith(VARIANT):
+        return f"fused, {model.removeprefix(VARIANT)}"
     return MODEL_LABELS[model][0] if model in MODEL_LABELS else model
 
 

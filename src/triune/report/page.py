@@ -5,7 +5,7 @@ import hashlib
 from importlib.resources import files
 from string import Template
 
-from triune.report import run_sections, score_sections
+from triune.report import calibration_sections, run_sections, score_sections
 from triune.report.findings import lead
 from triune.report.html import Section, bullets, escape, paragraph
 from triune.report.labels import headline_scores
@@ -19,6 +19,7 @@ SECTIONS = (
     score_sections.beside,
     run_sections.caveats,
     run_sections.routing,
+    calibration_sections.calibration,
     run_sections.drift,
     run_sections.curves,
     score_sections.phrasings,

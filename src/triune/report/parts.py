@@ -10,6 +10,7 @@ from triune.report.run import (
     Curve,
     Distance,
     Drift,
+    ExpertWeight,
     Latency,
     ModelFacts,
     Point,
@@ -18,6 +19,7 @@ from triune.report.run import (
     SideBySide,
     Step,
     Timings,
+    Weights,
 )
 
 # A float32 mean of probabilities can pass 1 by this much.
@@ -112,6 +114,32 @@ def parse_routing(value: object, where: str) -> Routing:
         raise fields.fail(f"n_tokens in {where}", tokens, f"one count for each of the {len(axes)} axes")
     counts = tuple(fields.as_whole(count, f"n_tokens in {where}") for count in tokens)
     return Routing(fields.text(top, "model", where, default="fused"), experts, axes, mean, counts)
+
+
+def parse_weights(value: object, where: str) -> Weights | None:
+    """fusion.json: the experts' weights and importance; None where all experts count alike."""
+    top = fields.mapping(value, where)
+    weights = fields.mapping(top.get("weights") or {}, f"weights in {where}")
+    gamma = fields.mapping(top.get("importance") or {}, f"importance in {where}")
+    similarities = fields.mapping(top.get("similarities") or {}, f"similarities in {where}")
+    axes = tuple(dict.fromkeys((*weights, *gamma)))
+    rows = tuple(
+        ExpertWeight(
+            axis,
+            fields.as_number(weights.get(axis, 1.0), f"weight of {axis} in {where}"),
+            fields.as_number(similarities.get(axis), f"similarity of {axis} in {where}"),
+            fields.as_number(gamma.get(axis), f"importance of {axis} in {where}"),
+        )
+        for axis in axes
+    )
+    if not gamma and all(row.weight == 1 for row in rows):
+        return None
+    place = f"importance_settings in {where}"
+    how = fields.mapping(top.get("importance_settings") or {}, place)
+    if not how:
+        return Weights(rows, "")
+    names = [fields.text(how, key, place) for key in ("similarity", "reference")]
+    return Weights(rows, f"{names[0]} to {names[1]}, τ = {fields.finite(how, 'temperature', place):g}")
 
 
 def parse_drift(value: object, where: str) -> Drift:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from triune.metrics.bins import Bin
 from triune.types import Score
 
 
@@ -83,6 +84,48 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertWeight:
+    """What an expert's change was multiplied with, and its importance in the routing; NaN where it has none."""
+
+    axis: str
+    weight: float
+    similarity: float
+    importance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Every expert's weight and importance; `how` says by what similarity, to what, at what τ ("": none)."""
+
+    experts: tuple[ExpertWeight, ...]
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationScore:
+    """One number about whether a confidence is an accuracy: of the routing or of answers (`kind`), of `what`."""
+
+    model: str
+    kind: str
+    what: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBins:
+    """The bins of one reliability diagram."""
+
+    model: str
+    kind: str
+    what: str
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Distance:
     """How far a model's representation of an axis' prompts lies from the base's, with its 95 % interval."""
 
@@ -146,6 +189,9 @@ class Run:
     timings: Timings | None = None
     curves: Mapping[str, Curve] | None = None
     routing: Routing | None = None
+    weights: Weights | None = None
+    calibration: tuple[CalibrationScore, ...] | None = None
+    reliability: tuple[ReliabilityBins, ...] | None = None
     drift: Drift | None = None
     samples: tuple[SideBySide, ...] | None = None
     recipe: Recipe | None = None

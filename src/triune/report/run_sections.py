@@ -8,7 +8,7 @@ from triune.report.interval_figures import drift_panels
 from triune.report.labels import EXPERT, axis_names, column_label, model_label, models_of
 from triune.report.numerals import NOT_MEASURED, count_text, memory_text, seconds_text, size_text, value_text
 from triune.report.routing_figures import routing_maps
-from triune.report.run import Drift, Run, Step, Timings
+from triune.report.run import Drift, Run, Step, Timings, Weights
 from triune.report.theme import axis_mark, model_mark
 from triune.report.training_figures import curve_panels
 
@@ -37,7 +37,31 @@ def routing(run: Run) -> Section | str:
     ]
     head = ["prompts, layer", *(escape(name.removeprefix(EXPERT)) for name in part.experts)]
     numbers = details("The numbers behind the maps", data_table("Mean routing weights", head, rows))
-    return Section("routing", title, figure(grid(routing_maps(part), "maps"), caption, legend) + numbers)
+    maps = figure(grid(routing_maps(part), "maps"), caption, legend)
+    return Section("routing", title, maps + numbers + (_weights(run.weights) if run.weights is not None else ""))
+
+
+def _weights(part: Weights) -> str:
+    """Each expert's similarity to the reference, its importance and its weight."""
+    rows = [
+        (
+            escape(expert.axis),
+            [
+                cell(NOT_MEASURED if math.isnan(number) else f"{number:.3g}", number)
+                for number in (expert.similarity, expert.importance, expert.weight)
+            ],
+        )
+        for expert in part.experts
+    ]
+    head = ["expert", "similarity", "importance", "weight"]
+    notes = ["An expert's change was multiplied with its weight before it was fused."]
+    notes += [f"The routing is softmax(z/T + log importance). Similarity: {part.how}."] if part.how else []
+    notes += [
+        f"{expert.axis} was subtracted: this model was made less {expert.axis} on purpose."
+        for expert in part.experts
+        if expert.weight < 0
+    ]
+    return data_table("Importance of the experts", head, rows, notes=notes)
 
 
 def drift(run: Run) -> Section | str:

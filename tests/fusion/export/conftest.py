@@ -1,5 +1,6 @@
 """Fused folders to export: random tiny ones, and the shared models with random experts."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,24 @@ def fused_of(base: PreTrainedModel, ranks: Sequence[int] = (2, 3, 2), **settings
     for mixture in model.mixtures():
         d = mixture.router.weight.shape[1]
         mixture.router.weight.data.copy_(torch.randn(mixture.router.weight.shape, generator=rng) / d**0.5)
+    return model
+
+
+def configure(folder: Path, **changes: Any) -> Path:
+    """Change a saved model's configuration: its temperatures, importance, biases, ..."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def with_post_norm(model: TriuneForCausalLM) -> TriuneForCausalLM:
+    """The model with a layer norm of random scales and shifts on every mixture's output."""
+    rng = torch.Generator().manual_seed(4)
+    model.config.post_norm = True
+    for mixture in model.mixtures():
+        mixture.post_norm = torch.nn.LayerNorm(model.config.hidden_size)
+        for parameter in mixture.post_norm.parameters():
+            torch.nn.init.normal_(parameter, generator=rng)
     return model
 
 

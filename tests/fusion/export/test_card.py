@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from tests.fusion.export.conftest import configure
 from triune.errors import InputError
 from triune.fusion.export.card import Story, is_hub_name, model_card
 from triune.fusion.export.formats import FORMATS, find_format
@@ -67,12 +68,46 @@ def test_all_experts_are_not_called_the_likeliest(fused_folder: Save) -> None:
     assert "to all 3 experts, by their weights" in model_card(open_source(fused_folder(top_k=3)), torch.float32, STORY)
 
 
+def test_routing_is_told(fused_folder: Save) -> None:
+    source = open_source(fused_folder(temperature=0.7))
+    assert "softmax(z / T + c), z from the router and T = 0.7. c is 0." in model_card(source, torch.float32, STORY)
+    source.config.router_temperature = [0.5, 2.0]
+    source.config.expert_importance = [0.5, 0.3, 0.2]
+    source.config.router_bias = [[0.0, 0.0, 1.0]] * 2
+    source.config.post_norm = True
+    card = model_card(source, torch.float32, STORY)
+    for part in ("T from 0.5 to 2, one a layer", "logarithms of the experts' importance", "Biases", "layer-normal"):
+        assert part in card
+    assert "c is 0" not in card
+
+
 def test_names_cannot_break_the_table(fused_folder: Save) -> None:
     source = open_source(fused_folder())
     source.config.expert_names = ["a|b", "c\n# d", "honest"]
     card = model_card(source, torch.float32, STORY)
     assert "| a/b | 2, 2, 2 | " in card
     assert "| c # d | 3, 3, 3 | " in card
+
+
+def test_a_subtracted_expert_is_warned_of_first(fused_folder: Save) -> None:
+    folder = fused_folder(weights={"harmless": -1.0, "honest": 0.5}, allow_negated=True)
+    configure(folder, expert_importance=[0.5, 0.3, 0.2])
+    card = model_card(open_source(folder), torch.float32, STORY)
+    warning = "**Warning.** The expert 'harmless' (weight -1) was subtracted: this model was made less harmless on p"
+    assert f"# A title\n\n{warning}" in card
+    assert (
+        "| expert | rank in gate, up, down | norm of its change | its change was multiplied with | importance" in card
+    )
+    (row,) = [line for line in card.splitlines() if line.startswith("| harmless |")]
+    assert row.endswith(" | -1 | 0.3 |")
+    (row,) = [line for line in card.splitlines() if line.startswith("| helpful |")]
+    assert row.endswith(" | 1 | 0.5 |")
+
+
+def test_without_one_there_is_no_warning(fused_folder: Save) -> None:
+    card = model_card(open_source(fused_folder(weights={"honest": 0.5})), torch.float32, STORY)
+    assert "Warning" not in card
+    assert "| norm of its change | its change was multiplied with |\n|---|---|---|---|\n" in card
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from tests.fusion.conftest import SIZES, random_base
-from tests.fusion.export.conftest import fused_of
+from tests.fusion.export.conftest import configure, fused_of, with_post_norm
 from triune.errors import InputError
 from triune.experts.adapters import write_adapter
 from triune.experts.task_vector import TaskVector
@@ -54,6 +54,28 @@ def test_whole_form_is_the_same_model(family: str, tmp_path: Path) -> None:
     out = exported(fused, tmp_path / "out")
     assert same(AutoModelForCausalLM.from_pretrained(out), AutoModelForCausalLM.from_pretrained(fused))
     assert open_source(out).infos == open_source(fused).infos
+
+
+CALIBRATION: dict[str, Any] = {
+    "router_temperature": [0.5, 2.0],
+    "expert_importance": [0.5, 0.3, 0.2],
+    "router_bias": [[0.1, -0.4, 0.3], [0.0, 1.0, -1.0]],
+    "expert_weights": [1.0, -1.0, 0.5],
+}
+
+
+@pytest.mark.parametrize("borrows", [False, True])
+def test_calibration_and_layer_norm_are_kept(tmp_path: Path, borrows: bool) -> None:
+    base, fused = saved(tmp_path)
+    with_post_norm(TriuneForCausalLM.from_pretrained(fused)).save_pretrained(fused)
+    configure(fused, **CALIBRATION)
+    out = exported(fused, tmp_path / "out", Options(base=str(base)) if borrows else None)
+    model, other = TriuneForCausalLM.from_pretrained(fused), AutoModelForCausalLM.from_pretrained(out)
+    assert same(model, other)
+    assert {name: getattr(other.config, name) for name in CALIBRATION} == CALIBRATION
+    assert [mixture.bias for mixture in other.mixtures()] == [mixture.bias for mixture in model.mixtures()]
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS).logits, other(TOKENS).logits)
 
 
 def test_borrowed_form_is_the_same_model(family: str, tmp_path: Path) -> None:

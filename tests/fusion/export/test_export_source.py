@@ -1,6 +1,5 @@
 """Reading a fused folder for export: what it gives, and what is refused before anything is written."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.fusion.conftest import random_base, random_experts
-from tests.fusion.export.conftest import fused_of, strong_experts
+from tests.fusion.export.conftest import configure, fused_of, strong_experts, with_post_norm
 from triune.errors import InputError
 from triune.experts.lowrank import dense
 from triune.fusion.building import build
@@ -29,11 +28,6 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def configure(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_factors_are_the_experts_increments(fused_folder: Save) -> None:
@@ -156,6 +150,53 @@ def test_unsound_configurations_are_refused(fused_folder: Save, changes: dict[st
     configure(folder, **changes)
     with pytest.raises(InputError, match=says):
         open_source(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"router_temperature": [1.0]},
+        {"router_temperature": [1.0, 0.0]},
+        {"router_temperature": -1.0},
+        {"expert_importance": [0.5, 0.5]},
+        {"expert_importance": [0.5, 0.5, 0.0]},
+        {"router_bias": [[0.0, 0.0, 0.0]]},
+        {"router_bias": [[0.0, 0.0], [0.0, 0.0]]},
+        {"router_bias": [[0.0, float("inf"), 0.0]] * 2},
+    ],
+)
+def test_unsound_calibrations_are_refused_by_name(fused_folder: Save, changes: dict[str, Any]) -> None:
+    folder = configure(fused_folder(), **changes)
+    with pytest.raises(InputError, match=f"config.json lacks {next(iter(changes))}"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "added"),
+    [
+        ({}, []),
+        ({"expert_importance": [1 / 3, 1 / 3, 1 / 3]}, []),
+        ({"expert_importance": [0.3, 0.3, 0.4]}, ["expert_importance"]),
+        ({"router_bias": [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]}, []),
+        ({"router_bias": [[1.0, 1.0, 1.0], [2.0, 2.0, 1.0]]}, ["router_bias"]),
+        ({"expert_importance": [1.0, 2.0, 2.0], "router_bias": [[0.0, 0.0, 0.0]] * 2}, ["expert_importance"]),
+        (
+            {"expert_importance": [1.0, 2.0, 2.0], "router_bias": [[0.0, 0.0, 1.0]] * 2},
+            ["expert_importance", "router_bias"],
+        ),
+    ],
+)
+def test_constants_that_differ_between_experts_are_named(
+    fused_folder: Save, changes: dict[str, Any], added: list[str]
+) -> None:
+    assert open_source(configure(fused_folder(), **changes)).added == added
+
+
+def test_a_layer_norm_is_the_mixtures(tmp_path: Path) -> None:
+    with_post_norm(fused_of(random_base("llama"))).save_pretrained(tmp_path)
+    source = open_source(tmp_path)
+    assert "model.layers.1.mlp.post_norm.bias" in source.infos
+    assert not any("post_norm" in name for name in source.base_names())
 
 
 def test_folders_without_a_whole_fused_model_are_refused(fused_folder: Save, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tests.fusion.conftest import FAMILIES
-from tests.fusion.export.conftest import fused_of
+from tests.fusion.conftest import FAMILIES, random_base
+from tests.fusion.export.conftest import configure, fused_of, with_post_norm
 from tests.fusion.export.llama_cpp_run import run
 from triune.errors import InputError
 from triune.fusion.export import gguf as export
@@ -124,6 +124,15 @@ def test_file_holds_every_tensor_of_the_definition(kind: str, fused_folder: Call
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", EXPRESSIBLE)
+def test_each_layer_has_its_own_temperature(kind: str, fused_folder: Callable[..., Path]) -> None:
+    folder = configure(fused_folder(kind), router_temperature=[0.2, 3.0], expert_importance=[2.0, 2.0, 2.0])
+    found, source = stored(written(folder)), open_source(folder)
+    for layer, temperature in enumerate((0.2, 3.0)):
+        wanted = (source.router(layer).double() / temperature).float().double()
+        assert torch.equal(found[f"blk.{layer}.ffn_gate_inp.weight"], wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -240,6 +249,20 @@ def refusal(source: Source, options: Options = BARE) -> str:
 def test_bases_without_an_architecture_are_refused(kind: str, reason: str, fused_folder: Callable[..., Path]) -> None:
     message = refusal(open_source(fused_folder(kind)))
     assert reason in message
+    assert "--format compact" in message
+
+
+@pytest.mark.parametrize("kind", EXPRESSIBLE)
+def test_what_is_added_to_logits_and_a_layer_norm_are_refused(
+    kind: str, fused_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = configure(fused_folder(kind), router_bias=[[0.0, 0.0, 0.0], [0.0, 0.1, 0.0]])
+    assert "(router_bias), and llama.cpp's" in refusal(open_source(folder))
+    configure(folder, router_bias=None, expert_importance=[0.4, 0.4, 0.2])
+    assert "(expert_importance), and llama.cpp's" in refusal(open_source(folder))
+    with_post_norm(fused_of(random_base(kind))).save_pretrained(tmp_path / "normed")
+    message = refusal(open_source(tmp_path / "normed"))
+    assert "layer-normalised (post_norm)" in message
     assert "--format compact" in message
 
 

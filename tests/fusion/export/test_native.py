@@ -1,6 +1,7 @@
 """The native export against the fused model itself, and its keys against what other programs read."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, MixtralForCausalLM, PreTrainedModel, Qwen3MoeForCausalLM
 
 from tests.fusion.conftest import random_base
-from tests.fusion.export.conftest import fused_of
+from tests.fusion.export.conftest import configure, fused_of, with_post_norm
 from triune.errors import InputError
 from triune.experts.lowrank import LowRank
-from triune.fusion.export import native
+from triune.fusion.export import expert_weights, native
 from triune.fusion.export.source import Options, open_source
 from triune.fusion.opening import open_fused
 from triune.models.loading import load_base
@@ -224,7 +225,11 @@ def test_long_context_rotary_settings_are_carried(tmp_path: Path, tokens: torch.
     [
         ("gemma", {}, "its base, gemma .native takes llama, mistral, qwen3.; use --format compact"),
         ("qwen2", {}, "qwen2.*--format compact"),
-        ("llama", {"renormalise": False}, "top-2 weights are not renormalised.*Mixtral always.*--format compact"),
+        (
+            "llama",
+            {"renormalise": False},
+            "top-2 weights are not renormalised.*Mixtral and gpt-oss always.*--format compact",
+        ),
         ("mistral", {"renormalise": False, "top_k": 1}, "top-1 weights are not renormalised.*--format compact"),
         ("llama-bias", {}, r"biases \(mlp_bias\).*--format compact"),
     ],
@@ -271,10 +276,14 @@ def test_expert_weight_is_the_definition_rounded_once(monkeypatch: pytest.Monkey
     part = LowRank(torch.randn(50, 3, generator=rng), torch.randn(3, 7, generator=rng))
     wanted = base.double() + part.b.double() @ part.a.double()
     for chunk in (1, 30, 1 << 22):  # rows at a time: 1, 4, all
-        monkeypatch.setattr(native, "CHUNK", chunk)
+        monkeypatch.setattr(expert_weights, "CHUNK", chunk)
         for dtype in (torch.float32, torch.bfloat16):
-            assert torch.equal(native.expert_weight(base, part, dtype, "w"), wanted.to(dtype))
-    assert torch.equal(native.expert_weight(base, LowRank(part.b[:, :0], part.a[:0]), torch.float32, "w"), base)
+            assert torch.equal(expert_weights.expert_weight(base, part, dtype, "w"), wanted.to(dtype))
+            found = expert_weights.expert_weight(base, part, dtype, "w", 0.25)
+            assert torch.equal(found, (wanted / 4).to(dtype))
+    assert torch.equal(
+        expert_weights.expert_weight(base, LowRank(part.b[:, :0], part.a[:0]), torch.float32, "w"), base
+    )
 
 
 def test_temperature_is_in_the_gate(fused_folder: Save) -> None:
@@ -282,6 +291,62 @@ def test_temperature_is_in_the_gate(fused_folder: Save) -> None:
     folder = source.folder
     with safe_open(exported(folder) / "model.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("model.layers.1.block_sparse_moe.gate.weight"), source.router(1) * 4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_each_layer_has_its_own_temperature(fused_folder: Save, kind: str, tokens: torch.Tensor) -> None:
+    folder = configure(fused_folder(kind), router_temperature=[0.2, 3.0])
+    model, other = AutoModelForCausalLM.from_pretrained(folder), loaded(exported(folder))
+    agree(model, other, tokens)
+    source = open_source(folder)
+    assert torch.equal(other.model.layers[0].mlp.gate.weight, (source.router(0).double() / 0.2).float())
+    assert torch.equal(other.model.layers[1].mlp.gate.weight, (source.router(1).double() / 3.0).float())
+    model.config.router_temperature = 1.0
+    assert error(type(model).from_pretrained(folder, config=model.config), other, tokens) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        {"expert_importance": [0.2, 0.2, 0.2]},
+        {"router_bias": [[0.5, 0.5, 0.5], [-2.0, -2.0, -2.0]]},
+        {"expert_importance": [0.5, 0.25, 0.25], "router_bias": [[0.0, math.log(2), math.log(2)]] * 2},
+    ],
+)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_constants_that_all_experts_share_cancel(
+    fused_folder: Save, kind: str, alike: dict[str, Any], tokens: torch.Tensor
+) -> None:
+    folder = configure(fused_folder(kind), **alike)
+    other = loaded(exported(folder))
+    assert isinstance(other, Qwen3MoeForCausalLM if kind == "qwen3" else MixtralForCausalLM)
+    agree(AutoModelForCausalLM.from_pretrained(folder), other, tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "says"),
+    [
+        ("qwen3", {"router_bias": [[0.0, 0.1, 0.0]] * 2}, r"\(router_bias\), and Qwen3-MoE's gate.*--format compact"),
+        ("qwen3", {"expert_importance": [0.5, 0.3, 0.2]}, r"\(expert_importance\), and Qwen3.*--format compact"),
+        (
+            "llama",
+            {"expert_importance": [0.5, 0.3, 0.2], "norm_topk_prob": False},
+            r"not renormalised.*\(expert_importance\), and Mixtral's gate.*--format compact",
+        ),
+    ],
+)
+def test_constants_that_no_class_can_add_are_refused(
+    fused_folder: Save, kind: str, changes: dict[str, Any], says: str
+) -> None:
+    folder = configure(fused_folder(kind), **changes)
+    with pytest.raises(InputError, match=says):
+        exported(folder)
+
+
+def test_a_layer_norm_after_the_mixture_is_refused(tmp_path: Path) -> None:
+    with_post_norm(fused_of(random_base("llama"))).save_pretrained(tmp_path / "fused")
+    with pytest.raises(InputError, match=r"layer-normalised \(post_norm\).*--format compact"):
+        exported(tmp_path / "fused")
 
 
 def test_limits_are_named(fused_folder: Save) -> None:

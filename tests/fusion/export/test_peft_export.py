@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.fusion.conftest import random_base, random_experts
-from tests.fusion.export.conftest import fused_of
+from tests.fusion.export.conftest import configure, fused_of, with_post_norm
 from triune.errors import InputError
 from triune.experts.adapters import read_adapter
 from triune.fusion.building import build
@@ -100,6 +100,7 @@ def test_routers_and_routing_are_beside_the_adapters(tmp_path: Path) -> None:
     assert routing["experts"] == ["helpful", "harmless", "honest"]
     assert (routing["num_experts_per_tok"], routing["router_temperature"]) == (2, 0.7)
     assert routing["norm_topk_prob"] is True
+    assert (routing["expert_importance"], routing["router_bias"], routing["post_norm"]) == (None, None, False)
     assert routing["shared"] == []
     assert (routing["base_model_name_or_path"], routing["base_sha256"]) == (str(base), hash_weights(base))
     assert not (out / "shared.safetensors").exists()
@@ -108,6 +109,27 @@ def test_routers_and_routing_are_beside_the_adapters(tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"]) == (2, 2)
     weights = load_tensors(out / "experts" / "honest" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_calibration_and_layer_norm_are_in_the_routers_files(tmp_path: Path) -> None:
+    base, fused = saved(tmp_path)
+    with_post_norm(TriuneForCausalLM.from_pretrained(fused)).save_pretrained(fused)
+    calibration = {
+        "router_temperature": [0.5, 2.0],
+        "expert_importance": [0.5, 0.3, 0.2],
+        "router_bias": [[0.1, -0.4, 0.3], [0.0, 1.0, -1.0]],
+        "post_norm": True,
+        "expert_weights": [1.0, -1.0, 0.5],
+    }
+    out = exported(configure(fused, **calibration), base, tmp_path / "out")
+    routing = json.loads((out / "routing.json").read_text(encoding="utf-8"))
+    assert {name: routing[name] for name in calibration} == calibration
+    found, model = load_tensors(out / "routers.safetensors"), TriuneForCausalLM.from_pretrained(fused)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if "router." in name or "post_norm." in name}
+    assert found.keys() == wanted.keys()
+    assert len(found) == 6
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert not (out / "shared.safetensors").exists()
 
 
 def test_changed_attention_stands_beside_the_adapters(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.fusion.export.conftest import fused_of
+from tests.fusion.export.conftest import configure, fused_of
 from triune.fusion.export.source import Options
 from triune.fusion.opening import open_fused
 from triune.models.loading import load_base
@@ -55,12 +56,16 @@ def serving(folder: Path, log: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_an_openai_client_gets_the_fused_models_answer(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibration", [{}, {"expert_importance": [0.1, 0.2, 0.7]}], ids=["mixtral", "gpt-oss"])
+def test_an_openai_client_gets_the_fused_models_answer(
+    shared: Path, tmp_path: Path, calibration: dict[str, Any]
+) -> None:
     openai = pytest.importorskip("openai", reason="the extra 'serve' is not installed")
     pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
     base, tokenizer = load_base(shared / "models" / "stories260K-hf")
     tokenizer.chat_template = CHAT
     fused_of(base).save_pretrained(tmp_path / "fused")
+    configure(tmp_path / "fused", **calibration)
     tokenizer.save_pretrained(tmp_path / "fused")
     out = export(tmp_path / "fused", tmp_path / "native", "native", Options())
 

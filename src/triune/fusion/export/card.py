@@ -11,6 +11,7 @@ import yaml
 from triune.experts import lowrank
 from triune.experts.lowrank import LowRank
 from triune.fusion.export.source import MATRICES, Source
+from triune.fusion.weighting import plain, warning
 from triune.models.hub import HUB_NAME
 
 
@@ -39,8 +40,9 @@ def model_card(source: Source, dtype: torch.dtype, story: Story) -> str:
     blocks = [
         f"---\n{yaml.safe_dump(front_matter(source, story), sort_keys=False, allow_unicode=True)}---",
         f"# {story.title}",
+        *([f"**Warning.** {told}"] if (told := warning(source.config)) else []),
         f"{story.what} Numbers are stored in {_short(dtype)}. Made with Triune.",
-        f"## Base and experts\n\n{_origin(source, story)}\n\n{_experts(source)}",
+        f"## Base and experts\n\n{_origin(source, story)}\n\n{_experts(source)}\n\n{_routing(source)}",
         f"## Scores\n\n{_scores(story)}",
         f"## How to serve it\n\n{story.serve}",
         "## Limits\n\n" + "\n".join(f"- {sentence}" for sentence in _limits(source, story)),
@@ -92,12 +94,35 @@ def _origin(source: Source, story: Story) -> str:
 
 
 def _experts(source: Source) -> str:
-    """One row an expert: its ranks, and the norm of what it changes in the feed-forward blocks."""
-    rows = ["| expert | rank in gate, up, down | norm of its change |", "|---|---|---|"]
-    for name, squared, index in zip(source.config.expert_names or [], _squared_norms(source), count()):
+    """One row an expert: its ranks, the norm of what it changes in the feed-forward blocks, and where they are not
+    all alike, its weight and importance."""
+    config = source.config
+    more = {"its change was multiplied with": config.expert_weights, "importance in routing": config.expert_importance}
+    known = {head: values for head, values in more.items() if values is not None}
+    heads = ["expert", "rank in gate, up, down", "norm of its change", *known]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, squared, index in zip(config.expert_names or [], _squared_norms(source), count()):
         ranks = ", ".join(str(source.ranks(which)[index]) for which in MATRICES)
-        rows.append(f"| {_plain(name)} | {ranks} | {squared**0.5:.4g} |")
+        cells = [plain(name), ranks, f"{squared**0.5:.4g}", *(f"{values[index]:.4g}" for values in known.values())]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _routing(source: Source) -> str:
+    """How experts' probabilities come from the router's logits z."""
+    config = source.config
+    low, high = min(config.temperatures), max(config.temperatures)
+    temperature = f"T = {low:.4g}" if low == high else f"T from {low:.4g} to {high:.4g}, one a layer"
+    found = [f"An expert's probability is softmax(z / T + c), z from the router and {temperature}."]
+    if config.expert_importance:
+        found.append("The logarithms of the experts' importance are part of c.")
+    if config.router_bias:
+        found.append("Biases of each layer and expert, fitted on held-out data, are part of c.")
+    if not config.biases:
+        found.append("c is 0.")
+    if config.post_norm:
+        found.append("The mixture's output is layer-normalised.")
+    return " ".join(found)
 
 
 def _squared_norms(source: Source) -> list[float]:
@@ -107,11 +132,6 @@ def _squared_norms(source: Source) -> list[float]:
         for index, part in enumerate(source.factors(layer, which)):
             sums[index] += float(lowrank.squared_norm(LowRank(part.b.double(), part.a.double())))
     return sums
-
-
-def _plain(name: str) -> str:
-    """A name that cannot break out of its cell."""
-    return " ".join(str(name).replace("|", "/").split())
 
 
 def _scores(story: Story) -> str:

@@ -58,7 +58,7 @@ def check(source: Source, options: Options) -> None:
 def write(source: Source, options: Options, folder: Path, progress: Progress = SILENT) -> None:
     """Write `model.gguf`, whole or not at all; an interrupted call goes on behind the last whole tensor.
 
-    Matrices are stored in `options.dtype`; vectors and routers in float32, the temperature folded into the routers.
+    Matrices are stored in `options.dtype`; vectors and routers in float32, the temperatures folded into the routers.
     Raises InputError as `check`, where a number overflows the dtype, or where the disk has no room.
     """
     path = folder / FILE

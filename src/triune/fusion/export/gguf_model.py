@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triune.errors import InputError
-from triune.fusion.export.native import expert_weight
+from triune.fusion.export.expert_weights import expert_weight, router_weight
 from triune.fusion.export.source import MATRICES, Source
 from triune.models.shards import cast
 
@@ -108,6 +108,13 @@ def check_model(source: Source) -> Architecture:
             f"llama.cpp always renormalises the weights of the {config.num_experts_per_tok} chosen experts, and this "
             "model does not (norm_topk_prob is false)"
         )
+    if source.added:
+        raise _refused(
+            f"its routing adds a constant to each expert's logit ({', '.join(source.added)}), and llama.cpp's "
+            f"{kind.name} has no bias in the router"
+        )
+    if config.post_norm:
+        raise _refused("its mixtures' outputs are layer-normalised (post_norm), which llama.cpp's mixtures are not")
     for name in source.base_names():
         gguf_name(name)
         part = name.split(".")[-2]
@@ -215,10 +222,9 @@ def interleaved_rows(n_rows: int, n_heads: int) -> Int[Tensor, " rows"]:
 
 def _router(source: Source, layer: int) -> Stored:
     name = f"model.layers.{layer}.mlp.router.weight"
-    temperature = source.config.router_temperature
 
     def pieces() -> Iterator[Tensor]:
-        yield cast(source.router(layer).double() / temperature, torch.float32, name)
+        yield cast(router_weight(source, layer), torch.float32, name)
 
     return Stored(gguf_name(name), torch.float32, source.infos[name].shape, pieces)
 

@@ -1,26 +1,26 @@
-"""The fused model as a mixture that transformers, vLLM and llama.cpp know: Mixtral, or Qwen3-MoE for Qwen3 bases.
+"""The fused model as a mixture that transformers knows: Mixtral, Qwen3-MoE for Qwen3 bases, or gpt-oss.
 
-Every expert is written out whole, W_a = W + B_a A_a, in the original layout with one tensor an expert (the one that
-vLLM and llama.cpp read). The routing temperature goes into the gate: softmax(W_r x / T) = softmax((W_r / T) x).
+Every expert is written out whole, W_a = W + B_a A_a. The routing temperature goes into the gate: softmax(W_r x / T) =
+softmax((W_r / T) x). Constants that are added to the experts' logits (importance, biases) need a gate with a bias,
+which gpt-oss alone has; it is taken only where they are.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from triune.errors import InputError
-from triune.experts.lowrank import LowRank
-from triune.fusion.export.source import MATRICES, Options, Source
+from triune.fusion.export.families import MIXTRAL, QWEN3_MOE, Family
+from triune.fusion.export.gpt_oss import GPT_OSS
+from triune.fusion.export.source import Options, Source
 from triune.models.carrying import carry
-from triune.models.shards import CHUNK, Planned, cast, overflow, write_shards
+from triune.models.shards import Planned, cast, write_shards
 from triune.progress import SILENT, Progress
 from triune.record import write_json
 
@@ -47,88 +47,16 @@ CONFIG = (
 )
 SERVE = """\
 - transformers, without Triune: `transformers serve {out}`, or `AutoModelForCausalLM.from_pretrained("{out}")`
-- vLLM: `vllm serve {out}`
-- llama.cpp: `python convert_hf_to_gguf.py {out} --outfile model.gguf`, then `llama-server -m model.gguf`"""
+- vLLM (not where the class is GptOssForCausalLM, see the limits): `vllm serve {out}`
+- llama.cpp (as vLLM): `python convert_hf_to_gguf.py {out} --outfile model.gguf`, then `llama-server -m model.gguf`"""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A mixture architecture: its class, where its block and experts' matrices stand in a checkpoint, its settings."""
-
-    architecture: str
-    config: type[PreTrainedConfig]
-    block: str
-    names: Mapping[str, str]
-    settings: Callable[[Source], dict[str, Any]]
-    faults: Callable[[Source], Iterator[str]]
-
-    def gate(self, layer: int) -> str:
-        """The router's key."""
-        return f"model.layers.{layer}.{self.block}.gate.weight"
-
-    def expert(self, layer: int, expert: int, which: str) -> str:
-        """The key of one expert's matrix (gate, up or down)."""
-        return f"model.layers.{layer}.{self.block}.experts.{expert}.{self.names[which]}.weight"
-
-
-def _mixtral(source: Source) -> dict[str, Any]:
-    # Llama has no window; Mistral's means the same in Mixtral.
-    return {"num_local_experts": source.n_experts, "sliding_window": getattr(source.text, "sliding_window", None)}
-
-
-def _mixtral_faults(source: Source) -> Iterator[str]:
-    config, text = source.config, source.text
-    if not config.norm_topk_prob and config.num_experts_per_tok < source.n_experts:
-        yield (
-            f"its top-{config.num_experts_per_tok} weights are not renormalised (norm_topk_prob=false), and Mixtral "
-            "always renormalises"
-        )
-    biases = [name for name in ("attention_bias", "mlp_bias") if getattr(text, name, False)]
-    if biases:
-        yield f"its base has biases ({', '.join(biases)}), and Mixtral has none"
-
-
-def _qwen3(source: Source) -> dict[str, Any]:
-    text = source.text
-    return {
-        "num_experts": source.n_experts,
-        "moe_intermediate_size": text.intermediate_size,
-        "norm_topk_prob": source.config.norm_topk_prob,
-        "decoder_sparse_step": 1,  # every layer is a mixture
-        "mlp_only_layers": [],
-        "attention_bias": text.attention_bias,
-        "use_sliding_window": "sliding_attention" in text.layer_types,
-        "sliding_window": text.sliding_window,
-    }
-
-
-def _qwen3_faults(source: Source) -> Iterator[str]:
-    kinds = set(source.text.layer_types)
-    if len(kinds) > 1:
-        yield f"its layers have different attention ({', '.join(sorted(kinds))}), and Qwen3-MoE has one kind for all"
-
-
-MIXTRAL = Family(
-    "MixtralForCausalLM",
-    MixtralConfig,
-    "block_sparse_moe",
-    {"gate": "w1", "up": "w3", "down": "w2"},
-    _mixtral,
-    _mixtral_faults,
-)
-QWEN3_MOE = Family(
-    "Qwen3MoeForCausalLM",
-    Qwen3MoeConfig,
-    "mlp",
-    {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
-    _qwen3,
-    _qwen3_faults,
-)
-FAMILIES = {"llama": MIXTRAL, "mistral": MIXTRAL, "qwen3": QWEN3_MOE}  # by the base's model type
+# By the base's model type, the first that can: gpt-oss is for transformers only, so it comes last.
+FAMILIES = {"llama": (MIXTRAL, GPT_OSS), "mistral": (MIXTRAL, GPT_OSS), "qwen3": (QWEN3_MOE,)}
 
 
 def check(source: Source, options: Options) -> None:
-    """Raise InputError, with the reason and the format that can, for what the mixture class cannot express."""
+    """Raise InputError, with the reason and the format that can, for what no mixture class can express."""
     kind = source.text.model_type
     if kind not in FAMILIES:
         raise InputError(
@@ -136,11 +64,27 @@ def check(source: Source, options: Options) -> None:
             f"blocks are those of its base, {kind} (native takes {', '.join(FAMILIES)}); use --format compact, which "
             "can"
         )
-    faults = list(FAMILIES[kind].faults(source))
-    if faults:
+    faults = _faults(source)
+    if all(faults.values()):
+        # A fault that several classes have is said once.
+        found = list(dict.fromkeys(fault for each in faults.values() for fault in each))
         raise InputError(
-            f"--format native cannot express {source.folder}: {'; '.join(faults)}; use --format compact, which can"
+            f"--format native cannot express {source.folder}: {'; '.join(found)}; use --format compact, which can"
         )
+
+
+def _faults(source: Source) -> dict[str, list[str]]:
+    """Why each class that comes into question cannot express the model."""
+    always = []
+    if source.config.post_norm:
+        always.append("its mixtures' outputs are layer-normalised (post_norm), which no mixture class does")
+    return {each.architecture: [*always, *each.faults(source)] for each in FAMILIES[source.text.model_type]}
+
+
+def family(source: Source) -> Family:
+    """The class for a checked model."""
+    faults = _faults(source)
+    return next(each for each in FAMILIES[source.text.model_type] if not faults[each.architecture])
 
 
 def write(source: Source, options: Options, folder: Path, progress: Progress = SILENT) -> None:
@@ -156,8 +100,9 @@ def write(source: Source, options: Options, folder: Path, progress: Progress = S
 
 def what(source: Source) -> str:
     """One line for the model card."""
-    name = FAMILIES[source.text.model_type].architecture
-    return f"A checkpoint of the class {name} with all experts written out, for transformers, vLLM and llama.cpp."
+    chosen = family(source)
+    readers = "transformers" if chosen is GPT_OSS else "transformers, vLLM and llama.cpp"
+    return f"A checkpoint of the class {chosen.architecture} with all experts written out, for {readers}."
 
 
 def limits(source: Source, options: Options) -> list[str]:
@@ -168,24 +113,15 @@ def limits(source: Source, options: Options) -> list[str]:
             "The routers are stored in half precision, Triune keeps them in float32: a token whose experts are nearly "
             "tied may be sent elsewhere."
         )
-    if source.text.hidden_act != "silu":
-        found.append(
-            f"Its activation is {source.text.hidden_act}. transformers honours that; vLLM and llama.cpp use SiLU in "
-            "mixture blocks whatever the configuration says: do not serve it with them."
-        )
-    if FAMILIES[source.text.model_type] is QWEN3_MOE and not source.config.norm_topk_prob:
-        found.append(
-            "llama.cpp renormalises the routing weights, this model does not: do not serve it with llama.cpp."
-        )
-    return found
+    return [*found, *family(source).limits(source)]
 
 
 def native_config(source: Source, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json."""
-    family, text = FAMILIES[source.text.model_type], source.text
+    chosen, text = family(source), source.text
     settings = {name: getattr(text, name) for name in CONFIG}
-    settings |= {"num_experts_per_tok": source.config.num_experts_per_tok, **family.settings(source)}
-    config = family.config(**settings, architectures=[family.architecture], dtype=dtype)
+    settings |= {"num_experts_per_tok": source.config.num_experts_per_tok, **chosen.settings(source, dtype)}
+    config = chosen.config(**settings, architectures=[chosen.architecture], dtype=dtype)
     # Written under both names: which of the two a reader of Qwen3-MoE knows depends on its version of transformers.
     both = {"num_experts": source.n_experts} if "num_experts" in settings else {}
     return {**json.loads(config.to_json_string()), **both}
@@ -193,12 +129,12 @@ def native_config(source: Source, dtype: torch.dtype) -> dict[str, Any]:
 
 def plan(source: Source, dtype: torch.dtype) -> list[Planned]:
     """Every tensor of the export, layer by layer; nothing is read before its turn."""
-    family = FAMILIES[source.text.model_type]
+    chosen = family(source)
     return [
         planned
         for name in sorted(source.base_names(), key=_natural)
         if not (name == "lm_head.weight" and source.text.tie_word_embeddings)
-        for planned in _parts(source, family, name, dtype)
+        for planned in _parts(source, chosen, name, dtype)
     ]
 
 
@@ -207,53 +143,17 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-FEED_FORWARD = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight")
+_BLOCK = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight")
 
 
-def _parts(source: Source, family: Family, name: str, dtype: torch.dtype) -> Iterator[Planned]:
-    """What becomes of one of the base's tensors: itself, or a router (once a layer) and one matrix an expert."""
-    found, shape = FEED_FORWARD.fullmatch(name), source.infos[name].shape
+def _parts(source: Source, chosen: Family, name: str, dtype: torch.dtype) -> Iterator[Planned]:
+    """What becomes of one of the base's tensors: itself, or (of one of its three matrices) a layer's whole mixture."""
+    found = _BLOCK.fullmatch(name)
     if found is None:
-        yield Planned(name, dtype, shape, partial(_own, source, name, dtype))
-        return
-    layer, which = int(found[1]), found[2]
-    if which == MATRICES[0]:
-        gate = family.gate(layer)
-        yield Planned(gate, dtype, (source.n_experts, shape[1]), partial(_gate, source, layer, dtype, gate))
-    for index in range(source.n_experts):
-        key = family.expert(layer, index, which)
-        yield Planned(key, dtype, shape, partial(_expert, source, (layer, index, which), dtype, key))
+        yield Planned(name, dtype, source.infos[name].shape, partial(_own, source, name, dtype))
+    elif found[2] == "gate":
+        yield from chosen.block(source, int(found[1]), dtype)
 
 
 def _own(source: Source, name: str, dtype: torch.dtype) -> Tensor:
     return cast(source.tensor(name), dtype, name)
-
-
-def _gate(source: Source, layer: int, dtype: torch.dtype, name: str) -> Tensor:
-    return cast(source.router(layer).double() / source.config.router_temperature, dtype, name)
-
-
-def _expert(source: Source, place: tuple[int, int, str], dtype: torch.dtype, name: str) -> Tensor:
-    layer, index, which = place
-    base = source.tensor(f"model.layers.{layer}.mlp.{which}_proj.weight")
-    return expert_weight(base, source.factors(layer, which)[index], dtype, name)
-
-
-def expert_weight(base: Tensor, part: LowRank, dtype: torch.dtype, name: str) -> Tensor:
-    """W + B A, computed in float64 some rows at a time (the rest of the memory is the result), then cast.
-
-    Raises InputError where a finite number becomes infinite in `dtype`.
-    """
-    result = torch.empty(base.shape, dtype=dtype)
-    a, b = part.a.double(), part.b.double()
-    n_rows = max(1, CHUNK // base.shape[1])
-    largest = 0.0
-    for begin in range(0, len(base), n_rows):
-        rows = slice(begin, begin + n_rows)
-        wide = torch.addmm(base[rows].double(), b[rows], a)
-        result[rows] = wide
-        if not result[rows].isfinite().all():
-            largest = max(largest, float(wide.abs().max()))
-    if largest:
-        raise overflow(largest, dtype, name)
-    return result

@@ -17,7 +17,7 @@ from triune.experts.adapters import write_adapter
 from triune.experts.lowrank import LowRank
 from triune.experts.task_vector import TaskVector
 from triune.fusion.export import difference
-from triune.fusion.export.source import MATRICES, Options, Source, is_added
+from triune.fusion.export.source import MATRICES, Options, Source, is_added, is_routing
 from triune.models.carrying import carry
 from triune.models.shards import cast, check_room, disk_full
 from triune.models.store import hash_weights, save_tensors
@@ -78,9 +78,7 @@ def write(source: Source, options: Options, folder: Path, progress: Progress = S
             vector = TaskVector(name, parts(source, index, dtype), base_hash)
             write_adapter(vector, folder / EXPERTS / name, difference.base_name(options))
             advance()
-        n_layers = source.text.num_hidden_layers
-        routers = {f"model.layers.{i}.mlp.router.weight": source.router(i) for i in range(n_layers)}
-        save_tensors(folder / ROUTERS, routers)
+        save_tensors(folder / ROUTERS, {name: source.tensor(name) for name in source.infos if is_routing(name)})
         if shared:
             progress.say(f"  {len(shared)} shared tensors differ from the base: see {SHARED}")
             save_tensors(folder / SHARED, {name: cast(source.tensor(name), dtype, name) for name in shared})
@@ -107,13 +105,21 @@ def _own(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 def routing(source: Source, options: Options, base_hash: str, shared: list[str]) -> dict[str, Any]:
     """What routing.json says: how the routers' rows and the adapters make the mixture."""
+    config = source.config
     return {
-        "experts": list(source.config.expert_names or []),
-        "num_experts_per_tok": source.config.num_experts_per_tok,
-        "norm_topk_prob": source.config.norm_topk_prob,
-        "router_temperature": source.config.router_temperature,
-        "formula": "p = softmax(W x / T), x the input of the layer's feed-forward block, in float32; the largest "
-        "num_experts_per_tok are kept (and divided by their sum where norm_topk_prob); y = sum_a p_a FFN_a(x)",
+        "experts": list(config.expert_names or []),
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "norm_topk_prob": config.norm_topk_prob,
+        "router_temperature": config.router_temperature,
+        "expert_importance": config.expert_importance,
+        "router_bias": config.router_bias,
+        "post_norm": config.post_norm,
+        "expert_weights": config.expert_weights,
+        "formula": "p = softmax(W x / T + log g + b), x the input of the layer's feed-forward block, in float32, with "
+        "T = router_temperature (one, or one a layer), g = expert_importance and b = router_bias[layer] (null: "
+        "nothing is added); the largest num_experts_per_tok are kept (and divided by their sum where norm_topk_prob); "
+        "y = sum_a p_a FFN_a(x), layer-normalised where post_norm. The adapters hold their task vectors already "
+        "multiplied with expert_weights.",
         "base_model_name_or_path": difference.base_name(options),
         "base_sha256": base_hash,
         "shared": shared,
@@ -121,7 +127,7 @@ def routing(source: Source, options: Options, base_hash: str, shared: list[str])
 
 
 def _n_bytes(source: Source, shared: list[str], dtype: torch.dtype) -> int:
-    routers = [name for name in source.infos if name.endswith(".router.weight")]
-    rest = [*shared, *(name for name in source.infos if is_added(name) and name not in routers)]
+    routers = [name for name in source.infos if is_routing(name)]
+    rest = [*shared, *(name for name in source.infos if is_added(name) and not is_routing(name))]
     sizes = dict.fromkeys(rest, dtype.itemsize) | dict.fromkeys(routers, 4)
     return sum(math.prod(source.infos[name].shape) * size for name, size in sizes.items())

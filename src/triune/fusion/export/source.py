@@ -23,6 +23,7 @@ from triune.recipe import Base
 from triune.record import RECORD, read_record
 
 MATRICES = ("gate", "up", "down")
+ROUNDING = 1e-12  # of sums of two numbers of about 1 in float64, and more
 FACTORS = tuple(f"{which}_{side}" for which in MATRICES for side in "ab")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,6 +70,17 @@ class Source:
         """What the base's weights are stored in."""
         return self.infos["model.embed_tokens.weight"].dtype
 
+    @property
+    def added(self) -> list[str]:
+        """Which settings add different constants to the experts' logits; none where the sums are alike.
+
+        A constant that all experts of a layer share cancels in the softmax.
+        """
+        if all(max(row) - min(row) <= ROUNDING for row in self.config.biases or []):
+            return []
+        rows = {"expert_importance": [self.config.expert_importance], "router_bias": self.config.router_bias}
+        return [name for name, found in rows.items() if any(row and max(row) > min(row) for row in found or [])]
+
     def tensor(self, name: str) -> Tensor:
         """One tensor, as stored, on the CPU."""
         # Opened each time: what is mapped counts as memory for as long as the file is open.
@@ -90,13 +102,18 @@ class Source:
         return tuple(LowRank(own_b.T, own_a) for own_a, own_b in zip(a, b, strict=True))
 
     def router(self, layer: int) -> Tensor:
-        """W_r of one layer, [E, d] in float32; the probabilities are softmax(W_r x / T)."""
+        """W_r of one layer, [E, d] in float32; the probabilities are softmax(W_r x / T + c)."""
         return self.tensor(f"model.layers.{layer}.mlp.router.weight")
 
 
 def is_added(name: str) -> bool:
-    """Whether a tensor is the mixture's (a router or a factor) and not one of the base's."""
-    return name.endswith(".mlp.router.weight") or (".mlp." in name and name.rsplit(".", 1)[-1] in FACTORS)
+    """Whether a tensor is the mixture's (a router, its layer norm or a factor) and not one of the base's."""
+    return is_routing(name) or (".mlp." in name and name.rsplit(".", 1)[-1] in FACTORS)
+
+
+def is_routing(name: str) -> bool:
+    """Whether a tensor belongs to the mixture as a whole, and to no expert: a router, or the output's layer norm."""
+    return name.endswith((".mlp.router.weight", ".mlp.post_norm.weight", ".mlp.post_norm.bias"))
 
 
 def open_source(folder: Path) -> Source:

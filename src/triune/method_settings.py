@@ -1,0 +1,124 @@
+"""The settings of what makes models: adapters, training, fusing, aligning, calibrating.
+
+Numbers marked H3Fusion and TrinityX are those papers' published settings (arXiv 2411.17792, 2509.08486).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from triune.settings import NUMBER, Count, Finite, Fraction, NotNegative, Positive, Probability, Settings, Whole
+
+FFN = ("gate_proj", "up_proj", "down_proj")
+
+
+class Lora(Settings):
+    """Low-rank adapters of one expert."""
+
+    rank: Count = Field(8, description="r of B A (H3Fusion)")
+    alpha: Positive = Field(4.0, description="scale s = alpha / rank (H3Fusion)")
+    dropout: Probability = Field(0.1, description="on the adapter's input (H3Fusion)")
+    targets: tuple[str, ...] = Field(
+        FFN,
+        description="modules that get an adapter; the feed-forward projections, so that attention stays shared",
+    )
+    rslora: bool = Field(False, description="scale alpha / sqrt(rank) instead")
+
+
+class Fit(Settings):
+    """How a model is trained: transformers.Trainer's AdamW."""
+
+    learning_rate: Positive = Field(5e-4, description="H3Fusion")
+    epochs: Positive = Field(3.0, description="passes over the data (H3Fusion); ignored where steps is set")
+    steps: Count | None = Field(None, description="optimiser steps")
+    batch_size: Count = Field(32, description="examples a step on one device, before accumulation")
+    accumulation: Count = Field(1, description="batches summed before a step")
+    warmup_steps: Whole = Field(0, description="linear warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay to zero, or none")
+    weight_decay: NotNegative = Field(0.0, description="0: idle experts' stacked factors would decay otherwise")
+    clip: Positive = Field(1.0, description="gradient norm")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    save_every: Count | None = Field(None, description="steps between checkpoints that a killed run goes on from")
+
+
+class Train(Settings):
+    """Stage 1: one expert an axis."""
+
+    lora: Lora = Lora()
+    fit: Fit = Fit()
+
+
+class Importance(Settings):
+    """The experts' importance: γ = softmax over experts of sim(T_a, T_ref) / τ (TrinityX)."""
+
+    similarity: Literal["cosine", "inner"] = Field(
+        "cosine", description="inner is the paper's; over millions of coordinates it saturates the softmax"
+    )
+    reference: str = Field(
+        "mean", description="T_ref: the mean task vector, an expert's name, or the folder of an adapter"
+    )
+    temperature: Positive = Field(1.0, description="τ")
+
+
+class Fuse(Settings):
+    """Putting the experts into one model."""
+
+    top_k: Count = Field(2, description="experts a token is sent to (H3Fusion: 2 of 3)")
+    temperature: Positive = Field(1.0, description="T in softmax(z / T)")
+    importance: Importance | None = Field(None, description="γ, put into the routing as softmax(z / T + log γ)")
+    weights: dict[str, Finite] = Field(
+        default_factory=dict, description="what an expert's task vector is multiplied with (1); -1 takes it away"
+    )
+    allow_negated: bool = Field(False, description="must be set where an expert's weight is negative")
+    post_norm: bool = Field(
+        False, description="layer-normalise the mixture's output (TrinityX); changes the base's function at the start"
+    )
+    renormalise: bool = Field(True, description="the top k weights sum to one; false keeps the plain softmax weights")
+    router_init: Literal["means", "logistic", "zeros", "random"] = Field(
+        "logistic", description="from the feed-forward inputs of each axis's data, or without data"
+    )
+    router_examples: Count = Field(64, description="examples an axis for means and logistic")
+    shared: str = Field(
+        "refuse",
+        description="what to do with an expert's changes outside the feed-forward blocks: refuse, base (discard), "
+        "average, ties (merge them by TIES), or an axis's name (take that expert's)",
+    )
+    svd_error: Fraction = Field(
+        0.1,
+        description="of a full fine-tune: largest ‖ΔW - B A‖ / ‖ΔW‖ of each matrix; 0 keeps the whole difference",
+    )
+
+
+class Align(Settings):
+    """Stage 2: L = L_LM + Σ weight · term, the terms of H3Fusion and TrinityX."""
+
+    trainable: Literal["routers", "routers+experts", "routers+experts+attention"] = "routers+experts"
+    top_k: Count | Literal["all"] | None = Field(
+        None, description="experts a token is sent to while training; as fused where not set"
+    )
+    gating: NotNegative = Field(0.01, description="λ (H3Fusion)")
+    drift: dict[str, NotNegative] = Field(default_factory=dict, description="γ by axis (H3Fusion: 0 to 1e-2)")
+    representation: NotNegative = Field(0.0, description="ρ")
+    balance: NotNegative = Field(0.0, description="weight of the load-balancing term")
+    entropy: NotNegative = Field(0.0, description="weight of the routing's entropy (TrinityX: 0.1)")
+    running: NotNegative = Field(0.0, description="weight of KL(routing ‖ its running average) (TrinityX: 0.01)")
+    running_decay: Probability = Field(0.9, description="what the running average keeps at each batch")
+    prior: NotNegative = Field(0.0, description="weight of KL(routing ‖ prior) (TrinityX's RL: 0.05)")
+    prior_shares: dict[str, Positive] = Field(
+        default_factory=dict, description="the prior, relative shares by axis; an axis that is not named has 1"
+    )
+    router_learning_rate: Positive = Field(1e-2, description="the routers' own learning rate")
+    attention: Lora = Field(Lora(targets=("q_proj", "k_proj", "v_proj", "o_proj")), description="merged afterwards")
+    fit: Fit = Fit()
+
+
+class Calibrate(Settings):
+    """Fitting the routing's calibration on held-out rows: p = softmax(z / T + log γ + b)."""
+
+    fit: Literal["temperature", "layer_temperature", "vector", "layer_vector"] = Field(
+        "temperature", description="one T; one a layer; T and a bias an expert; both a layer"
+    )
+    least: Annotated[int, Field(ge=2), NUMBER] = Field(
+        30, description="held-out rows that every axis must have; fewer are refused"
+    )

@@ -1,0 +1,77 @@
+"""Calibration of every model of a table, from what `observe` saved: calibration.json and reliability.json."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from triune.data.rows import load_rows
+from triune.evaluation import scoring
+from triune.evaluation.calibration import (
+    Outcomes,
+    calibration_rows,
+    choice_outcomes,
+    exact_outcomes,
+    reliability_row,
+    routing_outcomes,
+    step_function,
+)
+from triune.models.store import load_tensors
+from triune.record import write_json
+from triune.types import BenchmarkPrompt, Question, Sample
+
+EXACT = "exact match"
+JUDGE = "exact"  # whose benchmarks have one right answer
+
+
+def write_calibration(
+    observed: Mapping[str, Path],
+    data: Path,
+    prompts: Mapping[str, Sequence[BenchmarkPrompt]],
+    rng: np.random.Generator,
+    draft: Path,
+) -> None:
+    """Routing and answers, each model's rows beside its name; nothing is written where nothing was saved."""
+    rows, diagrams = [], []
+    for model, folder in observed.items():
+        isotonic = folder / "isotonic.json"
+        fitted = step_function(json.loads(isotonic.read_text(encoding="utf-8"))) if isotonic.is_file() else None
+        for found in (*_routing(folder), *_answers(folder, data, prompts)):
+            rows += [{"model": model, **row} for row in calibration_rows(found, rng, fitted)]
+            diagrams.append({"model": model, **reliability_row(found)})
+    if rows:
+        write_json(draft / "calibration.json", rows)
+        write_json(draft / "reliability.json", diagrams)
+
+
+def _routing(folder: Path) -> list[Outcomes]:
+    if not (folder / "routed.safetensors").is_file():
+        return []
+    tensors = load_tensors(folder / "routed.safetensors")
+    return routing_outcomes(tensors["probs"], tensors["sample"], tensors["axis"])
+
+
+def _answers(folder: Path, data: Path, prompts: Mapping[str, Sequence[BenchmarkPrompt]]) -> Iterator[Outcomes]:
+    found = json.loads((folder / "likelihoods.json").read_text(encoding="utf-8"))
+    if "mc1" in found:
+        choices = choice_outcomes(found["mc1"], load_rows(data / "mc1.jsonl", Question), "multiple choice (mc1)")
+        if choices is not None:
+            yield choices
+    if "answers" in found:
+        samples = load_rows(folder / "samples.jsonl", Sample)
+        exact = exact_outcomes(found["answers"], _verdicts(samples, prompts), EXACT)
+        if exact is not None:
+            yield exact
+
+
+def _verdicts(samples: Sequence[Sample], prompts: Mapping[str, Sequence[BenchmarkPrompt]]) -> list[float | None]:
+    """Whether each answer is right, by exact match; None where the benchmark has no one right answer."""
+    values: dict[int, float | None] = {}
+    for name, rows in prompts.items():
+        rule = scoring.GENERATIVE[name]
+        if rule.judge == JUDGE:
+            places = [place for place, sample in enumerate(samples) if sample.benchmark == name]
+            own = scoring.verdicts(rule, rows, [samples[place] for place in places])
+            values |= dict(zip(places, own, strict=True))
+    return [values.get(place) for place in range(len(samples))]
