@@ -5,7 +5,7 @@ import torch
 
 from tests.experts.conftest import AXES, random_rows
 from tests.fusion.conftest import random_base, random_experts
-from triune.diagnose.routing import routing_map, routing_weights
+from triune.diagnose.routing import routing_logits, routing_map, routing_weights, token_routing
 from triune.errors import InputError
 from triune.fusion.building import build
 from triune.fusion.modeling import TriuneForCausalLM
@@ -65,3 +65,26 @@ def test_no_rows_and_strange_axes(model: TriuneForCausalLM) -> None:
         routing_map(model, [*ROWS, Encoded((3, 4), 1, "polite")], AXES, pad_id=0)
     with pytest.raises(InputError, match=r"no rows of \['polite'\]"):
         routing_map(model, ROWS, (*AXES, "polite"), pad_id=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_token_by_token_the_routing_is_that_of_each_row_alone(model: TriuneForCausalLM, batch_size: int) -> None:
+    logits, sample = routing_logits(model, ROWS, pad_id=0, batch_size=batch_size)
+    found = token_routing(model, ROWS, pad_id=0, batch_size=batch_size)
+    assert logits.sample.tolist() == list(range(len(sample)))  # for the fit every token stands alone
+    assert sample == found.sample.tolist()
+    for index, row in enumerate(ROWS):
+        own = [place for place, number in enumerate(sample) if number == index]
+        assert [logits.axis[place].item() for place in own] == [AXES.index(str(row.axis))] * len(row.input_ids)
+        with torch.no_grad():
+            alone = model(torch.tensor([row.input_ids]), output_router_logits=True).router_logits
+        for layer in range(2):
+            torch.testing.assert_close(logits.values[layer, own], alone[layer][0], rtol=1e-4, atol=1e-5)
+            probs = (alone[layer][0] / 0.5).softmax(-1)
+            torch.testing.assert_close(found.probs[layer, own], probs, rtol=1e-4, atol=1e-5)
+
+
+def test_no_rows_have_no_routing_and_strangers_no_expert(model: TriuneForCausalLM) -> None:
+    assert token_routing(model, [], pad_id=0).probs.shape == (2, 0, 3)
+    with pytest.raises(InputError, match=r"there are rows of \['kind'\]; the model's experts are"):
+        routing_logits(model, [Encoded((1, 2), 1, "kind")], pad_id=0)

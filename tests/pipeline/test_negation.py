@@ -27,21 +27,18 @@ def test_a_subtracted_expert_does_less_of_what_it_was_trained_for(tmp_path: Path
     context = Context(recipe.base.model_copy(update={"path": str(done / "base")}), recipe.seed)
     experts = {axis: done / "experts" / axis for axis in AXES}
     models: dict[str, Path | None] = {"base": None}
-    for axis in AXES:
-        for name, weight in (("plus", 1.0), ("minus", -1.0)):
-            how = TaskArithmetic(scale=1.0, weights={axis: weight})
-            only = {axis: experts[axis]}
-            models[f"{name}-{axis}"] = pipeline.merge(
-                context, only, tmp_path / f"{name}-{axis}", "task_arithmetic", how
-            )
-        settings = Fuse(router_init="zeros", weights={axis: -1.0}, allow_negated=True)
-        models[f"fused-{axis}"] = pipeline.fuse(context, experts, tmp_path / f"fused-{axis}", settings)
-    models["fused"] = pipeline.fuse(context, experts, tmp_path / "fused", Fuse(router_init="zeros"))
+    for name, weight in (("plus", 1.0), ("minus", -1.0)):
+        how = TaskArithmetic(scale=1.0, weights={"harmless": weight})
+        only = {"harmless": experts["harmless"]}
+        models[name] = pipeline.merge(context, only, tmp_path / name, "task_arithmetic", how)
+    for name, weights in (("fused", {}), *((f"less-{axis}", {axis: -1.0}) for axis in AXES)):
+        settings = Fuse(router_init="zeros", weights=weights, allow_negated=True)
+        models[name] = pipeline.fuse(context, experts, tmp_path / name, settings)
     exam = evaluating.Exam(done / "data", recipe.batch_size, recipe.new_tokens)
-    found = evaluating.evaluate(context, models, exam, tmp_path)
-    rows = json.loads((found / "scores.json").read_text())
+    rows = json.loads((evaluating.evaluate(context, models, exam, tmp_path) / "scores.json").read_text())
     refused, solved = (
         {row["model"]: row["value"] for row in rows if row["score"] == score} for score in ("harmless", "helpful")
     )
-    assert refused["minus-harmless"] < refused["base"] < refused["plus-harmless"]
-    assert refused["fused-harmless"] < refused["fused"]
+    assert refused["minus"] < refused["base"] < refused["plus"]
+    assert refused["less-harmless"] < refused["base"] < refused["fused"]
+    assert solved["less-helpful"] < solved["fused"]

@@ -145,3 +145,29 @@ def test_evaluate_scores_models_beside_the_base(done: Path, tmp_path: Path) -> N
         examine(recipe, {"mine": tmp_path / "nowhere"}, tmp_path / "other")
     with pytest.raises(InputError, match="distinct"):
         examine(recipe, {"base": done / "fused"}, tmp_path / "other")
+
+
+def test_a_run_with_variants_and_calibration(tmp_path: Path) -> None:
+    held_out = {"train": {"source": "miniature", "limit": 20}, "calibration": {"source": "miniature", "limit": 8}}
+    recipe = tiny(
+        axes=dict.fromkeys(("helpful", "harmless", "honest"), held_out),
+        calibrate={"fit": "layer_temperature", "least": 8},
+        compare=["base", "fused", "calibrated", "variants"],
+        variants={"top-1": {"fuse.top_k": 1, "align.top_k": "all", "align.entropy": 0.1}},
+        scarce=None,
+    )
+    out = run(recipe, tmp_path / "run")
+    scores = json.loads((out / "scores.json").read_text())
+    assert list(dict.fromkeys(row["model"] for row in scores)) == ["base", "fused", "calibrated", "fused:top-1"]
+    rows = json.loads((out / "calibration.json").read_text())
+    assert {row["model"] for row in rows if row["kind"] == "routing"} == {"fused", "calibrated", "fused:top-1"}
+    assert {row["model"] for row in rows if row["metric"] == "ece_isotonic"} == {"calibrated"}
+    assert {row["what"] for row in rows if row["kind"] == "routing"} == {
+        *("all layers", "layer 1", "layer 2", "whole rows"),
+    }
+    configs = {name: json.loads((out / name / "config.json").read_text()) for name in ("fused", "calibrated")}
+    assert (configs["fused"]["router_temperature"], len(configs["calibrated"]["router_temperature"])) == (1.0, 2)
+    assert json.loads((out / "variants" / "top-1" / "fused" / "config.json").read_text())["num_experts_per_tok"] == 1
+    page = (out / "report.html").read_text()
+    assert "Is confidence accuracy? Calibration" in page
+    assert "fused, top-1" in page
