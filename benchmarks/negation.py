@@ -16,9 +16,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from triune import pipeline
 from triune.baseline_settings import TaskArithmetic
+from triune.baselines.opening import open_subject
 from triune.data.rows import load_rows
+from triune.evaluation.answering import answer
+from triune.evaluation.scoring import generative_scores
+from triune.models.generation import Decoding
 from triune.pipeline import Context, evaluating
 from triune.recipe import Fuse, Recipe
 from triune.recipe_file import load_recipe
@@ -54,21 +60,19 @@ def models(context: Context, recipe: Recipe, run: Path, work: Path) -> dict[str,
 def measure(run: Path) -> list[Row]:
     """Every score of every model of one demo, with its interval."""
     recipe = load_recipe(run / "recipe.yaml")
-    base = recipe.base.model_copy(update={"path": str(run / "base")})
-    context = Context(base, recipe.seed)
-    with tempfile.TemporaryDirectory() as place:
-        work = Path(place)
-        made = models(context, recipe, run, work)
-        exam = evaluating.Exam(run / "data", recipe.batch_size, recipe.new_tokens)
-        folder = evaluating.evaluate(context, {n.replace(" ", "_"): f for n, f in made.items()}, exam, work)
-        rows = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    names = {name.replace(" ", "_"): name for name in made}
-    return [
-        {"seed": recipe.seed, "model": names[row["model"]], "score": row["score"], "n": row["n"]}
-        | {key: round(row[key], 2) for key in ("value", "low", "high")}
-        for row in rows
-        if row["score"] in SCORES
-    ]
+    context = Context(recipe.base.model_copy(update={"path": str(run / "base")}), recipe.seed)
+    prompts = {name: own for name, own in evaluating.load_prompts(run / "data").items() if name in SCORES}
+    decoding = Decoding(recipe.new_tokens, seed=recipe.seed)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as work:
+        for model, folder in models(context, recipe, run, Path(work)).items():
+            respond = open_subject(folder, context.base).respond
+            samples = answer(model, respond, prompts, decoding, recipe.batch_size, context.progress)
+            rng = np.random.default_rng(recipe.seed)
+            for score in generative_scores(prompts, samples, dict.fromkeys(prompts), rng)[0]:
+                numbers = {key: round(getattr(score, key), 2) for key in ("value", "low", "high")}
+                rows.append({"seed": recipe.seed, "model": model, "score": score.name, "n": score.n, **numbers})
+    return [row for row in rows if row["score"] in SCORES]
 
 
 def table(rows: list[Row]) -> str:
