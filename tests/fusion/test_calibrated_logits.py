@@ -43,6 +43,13 @@ def test_a_constant_score_is_0_without_a_broken_gradient(value: float) -> None:
     assert (standardise(torch.ones(1, 2), fit_standard(torch.ones(1, 2))) == 0).all()
 
 
+def test_what_varies_by_rounding_alone_is_constant() -> None:
+    scores = -4.2 * (1 + 1e-15 * normal(50))
+    assert (scores != scores[0]).any()
+    assert fit_standard(scores).std == 0
+    assert fit_standard(1 + 1e-6 * normal(50)).std > 0
+
+
 @pytest.mark.parametrize("scores", [torch.zeros(0, 2), torch.tensor([[1.0, torch.nan]]), torch.tensor([-torch.inf])])
 def test_no_standard_of_no_numbers(scores: Tensor) -> None:
     with pytest.raises(InputError, match="one prompt or more and finite"):

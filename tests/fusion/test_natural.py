@@ -118,7 +118,7 @@ BAD = {
     "got 0 prompts": torch.zeros(0, 3),
     "got 1 prompts": torch.zeros(1, 3),
     "got 2 prompts": torch.eye(2),
-    "NaN or infinite": torch.tensor([[1.0], [torch.inf]]),
+    "NaN or infinite": torch.tensor([[1.0], [torch.inf], [0.0]]),
     "same features": torch.full((9, 3), 0.1),
 }
 

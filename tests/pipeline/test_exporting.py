@@ -20,7 +20,7 @@ from tests.fusion.conftest import random_base
 from tests.fusion.export.conftest import fused_of
 from tests.models.conftest import byte_level
 from triune.errors import InputError
-from triune.fusion.export import native
+from triune.fusion.export import families
 from triune.fusion.export.source import Options
 from triune.models.shards import DiskFull
 from triune.pipeline.exporting import export, options_from
@@ -133,7 +133,7 @@ def test_a_second_call_skips_and_another_setting_sets_the_first_aside(fused: Pat
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> list[str]:
     """Raise when that many expert matrices have been made; gives the names of those made."""
-    weight, made = native.expert_weight, []
+    weight, made = families.expert_weight, []
 
     def limited(*args: Any) -> torch.Tensor:
         if len(made) == number:
@@ -141,7 +141,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExceptio
         made.append(args[-1])
         return weight(*args)
 
-    monkeypatch.setattr(native, "expert_weight", limited)
+    monkeypatch.setattr(families, "expert_weight", limited)
     return made
 
 
@@ -185,16 +185,16 @@ def test_a_killed_process_loses_no_finished_shard(fused: Path, tmp_path: Path) -
     script = """
 import os, signal, sys, torch
 from pathlib import Path
-from triune.fusion.export import native
+from triune.fusion.export import families
 from triune.fusion.export.source import Options
 from triune.pipeline.exporting import export
-weight, made = native.expert_weight, []
+weight, made = families.expert_weight, []
 def limited(*args):
     made.append(0)
     if len(made) == 10:
         os.kill(os.getpid(), signal.SIGKILL)
     return weight(*args)
-native.expert_weight = limited
+families.expert_weight = limited
 export(Path(sys.argv[1]), Path(sys.argv[2]), "native", Options(torch.float32, max_shard_bytes=4000))
 """
     killed = subprocess.run([sys.executable, "-c", script, str(fused), str(out)], check=False, capture_output=True)
