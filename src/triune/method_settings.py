@@ -61,6 +61,26 @@ class Importance(Settings):
     temperature: Positive = Field(1.0, description="τ")
 
 
+class PromptRouting(Settings):
+    """One mixture a prompt, found once and held for the whole answer (AlignX, arXiv 2602.07381)."""
+
+    layer: Count | None = Field(
+        None, description="l, whose input at the prompt's last token is read, 1 to L - 1; the middle where not set"
+    )
+    passes: Literal[1, 2] = Field(
+        1, description="1: the layers before l run a fixed mixture; 2: a prompt is read again with every layer routed"
+    )
+    latent: Count | None = Field(
+        None, description="k; where not set 256 (AlignX), or d, or one less than there are prompts, if that is less"
+    )
+    examples: Count = Field(256, description="different prompts an axis, which are its anchors too; 20 at least")
+    fractal: NotNegative = Field(0.6, description="λ₁, of the calibrator of geometry (AlignX); 0 is off")
+    natural: NotNegative = Field(0.4, description="λ₂, of the calibrator of semantics (AlignX); 0 is off")
+    epsilon: Annotated[float, Field(gt=0, le=0.25), NUMBER] = Field(
+        0.05, description="ε, the quantile of the anchors' distances that sets the fractal radii (AlignX)"
+    )
+
+
 class Fuse(Settings):
     """Putting the experts into one model."""
 
@@ -79,6 +99,9 @@ class Fuse(Settings):
         "logistic", description="from the feed-forward inputs of each axis's data, or without data"
     )
     router_examples: Count = Field(64, description="examples an axis for means and logistic")
+    prompt_routing: PromptRouting | None = Field(
+        None, description="route each prompt as a whole, in place of each token in every layer (router_init is unused)"
+    )
     shared: str = Field(
         "refuse",
         description="what to do with an expert's changes outside the feed-forward blocks: refuse, base (discard), "

@@ -22,7 +22,7 @@ from triune.data_settings import (
     Slice,
 )
 from triune.errors import InputError
-from triune.method_settings import FFN, Align, Calibrate, Fit, Fuse, Importance, Lora, Train
+from triune.method_settings import FFN, Align, Calibrate, Fit, Fuse, Importance, Lora, PromptRouting, Train
 from triune.settings import NUMBER, Count, Positive, Settings, Whole
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "MiniatureTests",
     "MultipleChoice",
     "PreferenceAccuracy",
+    "PromptRouting",
     "Recipe",
     "Scarce",
     "Slice",

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from triune.data.templates import render
 from triune.errors import InputError
 from triune.models.encoding import Encoded, by_length, collate, encode_pair
-from triune.models.likelihood import answer_counts, inference, token_log_probs
+from triune.models.likelihood import answer_counts, inference, prompt_ends, token_log_probs
 from triune.recipe import Base
 from triune.types import Example
 
@@ -90,8 +90,9 @@ def probe(
     with inference(model) as device:
         for indices in by_length(rows, batch_size):
             batch = {name: t.to(device) for name, t in collate([rows[i] for i in indices], pad_id).items()}
+            ends = prompt_ends(model, batch)
             labels = batch.pop("labels")
-            out = model(**batch, use_cache=False, output_hidden_states=True)
+            out = model(**batch, **ends, use_cache=False, output_hidden_states=True)
             sums = token_log_probs(out.logits, labels).double().sum(1)
             nll[indices] = (-sums / answer_counts(labels)).cpu()
             # The first entry is the embedding, which no block has touched.

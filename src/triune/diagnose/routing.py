@@ -14,13 +14,13 @@ from triune.fusion.calibrating import Logits
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.metrics.routing import mean_weights, sample_weights
 from triune.models.encoding import Encoded, by_length, collate
-from triune.models.likelihood import inference
+from triune.models.likelihood import inference, prompt_ends
 
 
 def routing_weights(model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: int, batch_size: int = 64) -> Tensor:
     """The router's probabilities, averaged over each row's own tokens: [layers, rows, experts], in the rows' order."""
     if not rows:
-        return torch.zeros(model.config.num_hidden_layers, 0, model.config.num_experts)
+        return torch.zeros(model.config.num_routers, 0, model.config.num_experts)
     config: Any = model.config
     found: dict[int, Tensor] = {}
     with inference(model) as device:
@@ -32,6 +32,7 @@ def routing_weights(model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: i
                 attention_mask=mask,
                 use_cache=False,
                 output_router_logits=True,
+                **prompt_ends(model, batch),
                 logits_to_keep=1,  # over whole rows the vocabulary's logits would be the largest tensor of all
             )
             probs = router.layer_probabilities(out.router_logits, config)
@@ -75,14 +76,21 @@ def routing_logits(
 
 def _heard(model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """The routers' logits [layers, tokens, experts] of the tokens that count, and the row of each token."""
-    values = [torch.zeros(model.config.num_hidden_layers, 0, model.config.num_experts)]
+    values = [torch.zeros(model.config.num_routers, 0, model.config.num_experts)]
     sample = [torch.zeros(0, dtype=torch.int64)]
     with inference(model) as device:
         for indices in by_length(rows, batch_size):
             batch = collate([rows[i] for i in indices], pad_id)
             mask = batch["attention_mask"].to(device)
+            ends = prompt_ends(model, batch)
             with model.listening() as heard:
-                model.model(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
+                model(
+                    input_ids=batch["input_ids"].to(device),
+                    attention_mask=mask,
+                    use_cache=False,
+                    logits_to_keep=1,
+                    **ends,
+                )
             values.append(torch.stack([layer[mask.bool()] for layer in heard]).cpu())
             sample.append(torch.tensor(indices)[:, None].expand(mask.shape)[mask.bool().cpu()])
     return torch.cat(values, 1), torch.cat(sample)

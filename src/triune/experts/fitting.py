@@ -20,7 +20,7 @@ from triune.experts import checkpoint
 from triune.experts.checkpoint import Checkpoint
 from triune.experts.training_arguments import recompute_activations, training_arguments
 from triune.models.encoding import Encoded, collate
-from triune.models.likelihood import answer_counts, answer_nll
+from triune.models.likelihood import answer_counts, answer_nll, prompt_ends
 from triune.progress import Advance, Progress
 from triune.recipe import Fit
 from triune.record import digest
@@ -89,7 +89,7 @@ class Job:
 
 def answer_objective(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Mean over examples of the negative log-likelihood per answer token, in nats."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")} | prompt_ends(model, batch)
     loss = example_mean(answer_nll(model(**inputs, use_cache=False).logits, batch["labels"]), batch["labels"])
     return loss, {}
 

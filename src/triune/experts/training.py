@@ -1,6 +1,7 @@
 """Stage 1: one LoRA expert from a base and an axis's rows; the result is an ordinary PEFT adapter folder."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def train_adapter(base: PreTrainedModel, lora: Lora, job: Job, out: Path, progre
     return curve
 
 
-def with_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
+def with_adapters(model: PreTrainedModel, lora: Lora, seed: int, layers: Sequence[int] | None = None) -> Any:
     """The model wrapped by PEFT with fresh trainable adapters on `lora.targets`; everything else is frozen.
+
+    Of the layers with these numbers, or of all.
 
     Raises InputError where a target names no linear layer of the model.
     """
@@ -46,6 +49,7 @@ def with_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
         use_rslora=lora.rslora,
+        layers_to_transform=None if layers is None else list(layers),
     )
     with seeded(seed), warnings.catch_warnings():
         # peft 0.21.2 asks transformers 5.23 under an old name; nothing that a user could do about

@@ -3,6 +3,7 @@
 The loss is that of `triune.fusion.objective`.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,8 @@ def align(model: TriuneForCausalLM, settings: Align, job: Job, progress: Progres
     """Tune the fused model in place; returns the loss curve with its parts (lm, gating, drift, …), one row a step.
 
     Nothing but what `settings.trainable` names changes; a layer norm on the mixture's output learns with the routers.
+    Where whole prompts are routed, W_r learns, and nothing in the layers before the routing layer: what the router
+    reads of a prompt stays what it was when the calibrators' anchors were read.
     Tokens go to `settings.top_k` experts meanwhile, afterwards to as many as before. Attention adapters are merged
     into the shared weights at the end. A model in half precision is tuned under bfloat16 autocast, whatever
     `settings.fit.precision` says.
@@ -90,10 +93,12 @@ def _trainable(model: TriuneForCausalLM, settings: Align, seed: int) -> Iterator
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     tuned: Any = model
     if settings.trainable == "routers+experts+attention":
-        tuned = with_adapters(model, settings.attention, seed)
+        layers = range(_first_tuned(model), model.config.num_hidden_layers)
+        tuned = with_adapters(model, settings.attention, seed, layers if _first_tuned(model) else None)
     else:
         model.requires_grad_(False)
-    own = [parameter for name, parameter in model.named_parameters() if _is_tuned(name, settings.trainable)]
+    first = _first_tuned(model)
+    own = [parameter for name, parameter in model.named_parameters() if _is_tuned(name, settings.trainable, first)]
     stored = [parameter.dtype for parameter in own]
     for parameter in own:
         parameter.requires_grad_(True).data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -110,8 +115,18 @@ def _trainable(model: TriuneForCausalLM, settings: Align, seed: int) -> Iterator
             parameter.requires_grad_(flag)
 
 
-def _is_tuned(name: str, trainable: str) -> bool:
-    """Routers always, the experts' factors where asked; attention adapters are PEFT's own business."""
+def _first_tuned(model: TriuneForCausalLM) -> int:
+    """The first layer that learns: the routing layer, where whole prompts are routed."""
+    return int(model.config.routing_layer or 0) if model.prompt_router is not None else 0
+
+
+def _is_tuned(name: str, trainable: str, first: int) -> bool:
+    """Routers always, the experts' factors where asked, from layer `first` on; adapters are PEFT's own business."""
+    if name == "prompt_router.weight":
+        return True
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer and int(layer[1]) < first:
+        return False
     routing = name.endswith("mlp.router.weight") or ".mlp.post_norm." in name
     return routing or ("experts" in trainable and name.rsplit(".", 1)[-1] in FACTORS)
 

@@ -28,8 +28,14 @@ def build(
     (attention, say) are treated as `settings.shared` says. importance: γ of `triune.fusion.importance.weigh`, where
     `settings.importance` asks for it. Raises InputError: fewer than two experts, two of one name, k > E, an expert of
     another base (module names, shapes, or the base hash that it carries), shared changes where they are refused,
-    weights that `check_weights` refuses, or importance without γ.
+    weights that `check_weights` refuses, or importance without γ; and settings that ask for the routing of prompts,
+    which `triune.fusion.prompt_building` adds to a model that is built without.
     """
+    if settings.prompt_routing is not None:
+        raise InputError(
+            "build gives routers in every layer; leave fuse.prompt_routing out, and add it by "
+            "prompt_building.route_by_prompt"
+        )
     check_experts(base, experts, settings)
     config, experts = configuration(base.config, experts, settings, importance), weighted(experts, settings)
     for expert in experts:

@@ -19,6 +19,14 @@ class TriuneConfig(PreTrainedConfig):
     expert_weights: what each task vector was multiplied with before it was stored; -1 is a negated expert.
     expert_ranks: of the stored factors for "gate", "up" and "down", one rank an expert (0: leaves it alone).
 
+    routing: "token" has a router in every layer; "prompt" has one, which gives each prompt one mixture (AlignX). There
+    temperature, importance and bias are of that one router, and the following are set:
+    routing_layer: l, whose input at the prompt's last token the router reads; 1 to L - 1.
+    routing_passes: 1 runs the layers before l with prior_weights; 2 runs the prompt again, all layers routed.
+    prior_weights: the mixture of the layers before l while the router's input is computed, one weight an expert.
+    latent_size: k of P [k, d]. calibrator_lambdas: of the fractal and of the natural calibrator; 0 is off.
+    anchor_counts: of the fractal calibrator, one number an expert.
+
     Layers, widths, heads and vocabulary stand in `text_config` alone, where `get_text_config()` finds them.
     """
 
@@ -37,6 +45,13 @@ class TriuneConfig(PreTrainedConfig):
     expert_weights: list[float] | None = None
     expert_ranks: dict[str, list[int]] | None = None
     tie_word_embeddings: bool = False
+    routing: str = "token"
+    routing_layer: int | None = None
+    routing_passes: int = 1
+    prior_weights: list[float] | None = None
+    latent_size: int | None = None
+    calibrator_lambdas: list[float] | None = None
+    anchor_counts: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
@@ -54,18 +69,23 @@ class TriuneConfig(PreTrainedConfig):
         return len(self.expert_names or [])
 
     @property
+    def num_routers(self) -> int:
+        """One a layer, or one for all where a prompt is routed as a whole."""
+        return 1 if self.routing == "prompt" else self.num_hidden_layers
+
+    @property
     def temperatures(self) -> list[float]:
-        """T of each layer."""
+        """T of each router."""
         found = self.router_temperature
-        return list(found) if isinstance(found, list | tuple) else [float(found)] * self.num_hidden_layers
+        return list(found) if isinstance(found, list | tuple) else [float(found)] * self.num_routers
 
     @property
     def biases(self) -> list[list[float]] | None:
-        """c = log γ + b of each layer and expert; None where nothing is added."""
+        """c = log γ + b of each router and expert; None where nothing is added."""
         if self.expert_importance is None and self.router_bias is None:
             return None
         importance = [math.log(gamma) for gamma in self.expert_importance or [1.0] * self.num_experts]
-        rows = self.router_bias or [[0.0] * self.num_experts] * self.num_hidden_layers
+        rows = self.router_bias or [[0.0] * self.num_experts] * self.num_routers
         return [[a + b for a, b in zip(importance, row, strict=True)] for row in rows]
 
     @property

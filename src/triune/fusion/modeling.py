@@ -9,20 +9,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from triune.errors import InputError
-from triune.fusion import router
+from triune.fusion import prompt_passes, router
 from triune.fusion.borrowed import load_whole
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.factored import Saved, factored_ffn
 from triune.fusion.factors import Block, Factors, Stack
+from triune.fusion.prompt_router import PromptRoute, PromptRouter, TriuneOutput, check_routing, last_tokens
 from triune.models.preflight import SUPPORTED
 
 
 class MixtureFFN(nn.Module):
     """A base feed-forward block, the experts' factors, and a router, in place of a layer's `mlp`.
 
+    A model that routes whole prompts has no router here and puts each pass's weights into `routed`.
     The base's three projections keep their names, so the keys of the base checkpoint stay what they are.
     """
 
@@ -36,14 +37,16 @@ class MixtureFFN(nn.Module):
     up_b: nn.Parameter
     down_a: nn.Parameter
     down_b: nn.Parameter
+    router: Any  # a Router or None
 
     def __init__(self, mlp: nn.Module, config: TriuneConfig, layer: int) -> None:
         super().__init__()
         for name in ("gate_proj", "up_proj", "down_proj", "act_fn"):
             setattr(self, name, mlp.get_submodule(name))
         self.top_k, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
-        self.temperature = config.temperatures[layer]
-        self.bias = None if config.biases is None else tuple(config.biases[layer])  # c of softmax(z/T + c)
+        own = layer if config.routing == "token" else 0
+        self.temperature = config.temperatures[own]
+        self.bias = None if config.biases is None else tuple(config.biases[own])  # c of softmax(z/T + c)
         self._kept_bias: Tensor | None = None
         text, n_experts = config.get_text_config(), config.num_experts
         d, f = text.hidden_size, text.intermediate_size
@@ -52,10 +55,11 @@ class MixtureFFN(nn.Module):
             rank = sum(self.ranks[name])
             self.register_parameter(f"{name}_a", nn.Parameter(torch.zeros(rank, n_in)))
             self.register_parameter(f"{name}_b", nn.Parameter(torch.zeros(rank, n_out)))
-        self.router = router.Router(d, n_experts)
+        self.router = router.Router(d, n_experts) if config.routing == "token" else None
         self.post_norm = nn.LayerNorm(d) if config.post_norm else None
         self.saved: Saved = "products"  # what the forward pass keeps for the backward pass; see factored_ffn
         self.fixed: Tensor | None = None  # routing given from outside: [experts] or [batch, experts]
+        self.routed: Tensor | None = None  # this pass's, where the model routes whole prompts; of the same shapes
 
     def factors(self) -> Factors:
         """The experts' increments of this layer, as stored (views, not copies)."""
@@ -67,16 +71,26 @@ class MixtureFFN(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
         """Σ_a p̂_a FFN_a(x), p̂ from the router, or the fixed weights where some are set."""
-        logits = self.router(x)
-        if self.fixed is None:
-            probs = router.probabilities(logits, self.temperature, self._bias_like(logits))
-            weights = router.top_k_weights(probs, self.top_k, renormalise=self.renormalise)
-        else:
-            rows = self.fixed.to(logits).view(-1, 1, self.fixed.shape[-1])
-            weights = rows.expand(len(x), x.shape[1], -1)
+        weights = self._by_prompt(x) if self.router is None else self._by_token(x, self.router)
         block = Block(self.gate_proj, self.up_proj, self.down_proj, self.act_fn, self.down_proj.bias)
         y = factored_ffn(x.flatten(0, 1), weights.flatten(0, 1), block, self.factors(), self.saved).view_as(x)
         return y if self.post_norm is None else self.post_norm(y)
+
+    def _by_token(self, x: Tensor, own: nn.Module) -> Tensor:
+        logits = own(x)
+        if self.fixed is not None:
+            return _spread(self.fixed.to(logits), x)
+        probs = router.probabilities(logits, self.temperature, self._bias_like(logits))
+        return router.top_k_weights(probs, self.top_k, renormalise=self.renormalise)
+
+    def _by_prompt(self, x: Tensor) -> Tensor:
+        given = self.routed if self.fixed is None else self.fixed
+        if given is None:
+            raise InputError(
+                "this model routes whole prompts, which the model does and not its base: call the model, not "
+                "model.model, or set the weights (fixed_routing)"
+            )
+        return _spread(given.to(x.device, torch.promote_types(x.dtype, torch.float32)), x)
 
     def _bias_like(self, logits: Tensor) -> Tensor | None:
         """c as a tensor, kept from pass to pass: making it anew would wait for the device in every layer."""
@@ -89,11 +103,17 @@ class MixtureFFN(nn.Module):
         return kept
 
 
+def _spread(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights [experts] or [batch, experts] as every token's."""
+    return weights.view(-1, 1, weights.shape[-1]).expand(len(x), x.shape[1], -1)
+
+
 class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
     """A causal language model whose feed-forward blocks are exact factored mixtures of aligned experts.
 
     Keys of the base's weights are those of the base checkpoint; the mixture adds, per layer, `mlp.router.weight`
     [E, d] and the factors `mlp.{gate,up,down}_{a,b}` [r_1 + … + r_E, ·], the experts' rows one below the other.
+    With `config.routing` "prompt" there is one `prompt_router` instead; see `triune.fusion.prompt_passes`.
     `generate`, `save_pretrained`, `from_pretrained`, `device_map`, gradient checkpointing, Trainer and PEFT work as
     on any model.
 
@@ -107,7 +127,7 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012  (a bfloat16 model keeps its routers whole)
+    _keep_in_fp32_modules_strict = ["router", "prompt_router"]  # noqa: RUF012  (a bfloat16 model keeps its routers whole)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -116,16 +136,19 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
         text = config.get_text_config()
         if text.model_type not in SUPPORTED:
             raise InputError(f"a base of type {text.model_type!r} cannot be fused; supported: {', '.join(SUPPORTED)}")
+        check_routing(config)
         self.model = AutoModel.from_config(text)
         for index, layer in enumerate(self.model.layers):
             layer.mlp = MixtureFFN(layer.mlp, config, index)
         self.vocab_size = text.vocab_size
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.prompt_router = PromptRouter(config) if config.routing == "prompt" else None
+        self._listeners: list[list[Tensor]] = []  # of the prompt router's logits; see `listening`
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Routers and factors start at zero (the fused model is then the base); the rest as its own class does."""
-        if isinstance(module, MixtureFFN | router.Router):
+        if isinstance(module, MixtureFFN | router.Router | PromptRouter):
             for parameter in module.parameters(recurse=False):
                 nn.init.zeros_(parameter)
         else:
@@ -144,12 +167,15 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
         return [layer.mlp for layer in self.model.layers]
 
     def calibrate_routing(self, temperatures: Sequence[float], biases: Sequence[Sequence[float]] | None) -> None:
-        """Route by softmax(z / T_l + log γ + b_l) from now on, also once saved: T and b of each layer."""
+        """Route by softmax(z / T_l + log γ + b_l) from now on, also once saved: T and b of each router."""
         alike = len(set(temperatures)) == 1
         self.config.router_temperature = temperatures[0] if alike else list(temperatures)
         self.config.router_bias = None if biases is None else [list(row) for row in biases]
         for mixture, temperature, bias in zip(
-            self.mixtures(), temperatures, self.config.biases or [None] * len(temperatures), strict=True
+            self.mixtures()[: self.config.num_routers],
+            temperatures,
+            self.config.biases or [None] * len(temperatures),
+            strict=True,
         ):
             mixture.temperature, mixture._kept_bias = temperature, None
             mixture.bias = None if bias is None else tuple(bias)
@@ -181,46 +207,95 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_router_logits: bool = False,
+        routing_position: Tensor | None = None,
+        prompt_route: PromptRoute | None = None,
         **kwargs: Any,
-    ) -> MoeCausalLMOutputWithPast:
-        """As any causal language model; `output_router_logits` adds one [batch, tokens, experts] tensor a layer."""
+    ) -> TriuneOutput:
+        """As any causal language model; `output_router_logits` adds one [batch, tokens, experts] tensor a router.
+
+        Where prompts are routed as a whole, `routing_position` [batch] says where each ends in this pass, if an answer
+        follows (else `labels` do, else it is the last token); `prompt_route` is one that was found before.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            **kwargs,
+        }
         with self.listening(output_router_logits) as heard:
-            outputs = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                use_cache=use_cache,
-                **kwargs,
-            )
+            outputs, route = self._run(prompt_passes.Call(inputs, routing_position, labels, prompt_route))
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        return MoeCausalLMOutputWithPast(
+        return TriuneOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            router_logits=tuple(heard) if output_router_logits else None,  # type: ignore[arg-type]
+            router_logits=tuple(heard) if output_router_logits else None,
+            prompt_route=route,
         )
+
+    def _run(self, call: prompt_passes.Call) -> tuple[Any, PromptRoute | None]:
+        """The base's output and, where prompts are routed as a whole, the route, which the cache keeps."""
+        if self.prompt_router is None or self.mixtures()[0].fixed is not None:
+            return self.model(**call.inputs), None
+        with prompt_passes.routed(self, call) as found:
+            outputs = self.model(**call.inputs)
+        if outputs.past_key_values is not None:
+            setattr(outputs.past_key_values, prompt_passes.KEPT, found[0])
+        n_tokens = outputs.last_hidden_state.shape[1]
+        for heard in self._listeners:
+            heard.append(found[0].logits.unsqueeze(1).expand(-1, n_tokens, -1))
+        return outputs, found[0]
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As of any model; the first pass is told where each prompt ends, which its own mask may not say any more."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        told, mask = kwargs.get("prompt_route") or kwargs.keys() & {"routing_position"}, kwargs.get("attention_mask")
+        if self.prompt_router is not None and not told and isinstance(mask, Tensor):
+            inputs["routing_position"] = last_tokens(mask, mask.shape, mask.device)
+        return inputs
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The route of the first pass holds for the whole answer, with or without a cache."""
+        if self.prompt_router is not None:
+            model_kwargs["prompt_route"] = outputs.prompt_route
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    def _assisted_decoding(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """The first pass of assisted decoding has guessed tokens behind the prompt."""
+        if self.prompt_router is not None:
+            ends = last_tokens(kwargs.get("attention_mask"), input_ids.shape, input_ids.device)
+            kwargs.setdefault("routing_position", ends)
+        return super()._assisted_decoding(input_ids, *args, **kwargs)  # type: ignore[misc]
+
+    def _prefill(self, input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.prompt_router is not None and generation_config.prefill_chunk_size is not None:
+            raise InputError("a prompt that is routed as a whole is read in one pass: leave prefill_chunk_size out")
+        return super()._prefill(input_ids, generation_config, *args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
     def listening(self, wanted: bool = True) -> Iterator[list[Tensor]]:
         """Within the context, every router's logits are appended to the list, layer by layer, pass by pass.
 
+        The one router of whole prompts is heard in every pass, a prompt's logits at each of its tokens.
         (A gradient checkpoint runs the layer again in the backward pass; by then `forward`'s own hooks are gone.)
         """
         heard: list[Tensor] = []
-        hooks = [
-            mixture.router.register_forward_hook(lambda _module, _args, logits: heard.append(logits))
-            for mixture in (self.mixtures() if wanted else [])
-        ]
+        routers = [mixture.router for mixture in self.mixtures() if wanted and mixture.router is not None]
+        hooks = [own.register_forward_hook(lambda _module, _args, logits: heard.append(logits)) for own in routers]
+        if wanted and self.prompt_router is not None:
+            self._listeners.append(heard)
         try:
             yield heard
         finally:
             for hook in hooks:
                 hook.remove()
+            self._listeners[:] = [own for own in self._listeners if own is not heard]

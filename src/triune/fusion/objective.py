@@ -18,7 +18,7 @@ from triune.experts.lowrank import LowRank
 from triune.fusion import losses, router
 from triune.fusion.building import layer_factors
 from triune.fusion.modeling import TriuneForCausalLM
-from triune.models.likelihood import answer_nll
+from triune.models.likelihood import answer_nll, prompt_ends
 from triune.recipe import Align
 
 Terms = dict[str, tuple[float, Tensor]]  # a term's weight and its value in this batch
@@ -45,6 +45,7 @@ class StageTwo:
         out = module(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
+            **prompt_ends(self.model, batch),
             use_cache=False,
             output_router_logits=True,
             output_hidden_states=self.settings.representation > 0,

@@ -14,6 +14,7 @@ from triune.experts.adapters import CONFIG, read_adapter
 from triune.experts.task_vector import TaskVector
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.modeling import TriuneForCausalLM
+from triune.fusion.prompt_router import ROUTINGS
 from triune.models.hub import locate
 from triune.models.loading import load_base, load_tokenizer, quiet
 from triune.models.preflight import SUPPORTED, check_base
@@ -125,18 +126,20 @@ def _routing_settings(found: dict[str, Any], n_experts: int) -> dict[str, bool]:
     """Whether each setting of the routing is one; those that older folders lack may be missing."""
     text = found.get("text_config")
     n_layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    n_routers = 1 if found.get("routing") == "prompt" else n_layers
     temperature, biases = found.get("router_temperature"), found.get("router_bias")
     gamma, weights = found.get("expert_importance"), found.get("expert_weights")
     each = temperature if isinstance(temperature, list) else [temperature]
     rows = biases if isinstance(biases, list) else []
     return {
+        f"routing ({' or '.join(ROUTINGS)})": found.get("routing", "token") in ROUTINGS,
         "router_temperature (above 0, one number or one a layer)": _are_finite(each)
         and min(each) > 0
-        and (each is not temperature or len(each) == n_layers),
+        and (each is not temperature or len(each) == n_routers),
         "expert_importance (above 0, one number an expert)": gamma is None
         or (_are_finite(gamma, n_experts) and min(gamma) > 0),
         "router_bias (of each layer, one number an expert)": biases is None
-        or (len(rows) == n_layers and all(_are_finite(row, n_experts) for row in rows)),
+        or (len(rows) == n_routers and all(_are_finite(row, n_experts) for row in rows)),
         "expert_weights (other than 0, one number an expert)": weights is None
         or (_are_finite(weights, n_experts) and all(weights)),
         "post_norm (true or false)": isinstance(found.get("post_norm", False), bool),

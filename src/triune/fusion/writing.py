@@ -4,8 +4,8 @@ Memory holds what one tensor is made of: a parameter of the base and the experts
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from triune.experts.task_vector import TaskVector
 from triune.fusion import building
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.modeling import TriuneForCausalLM
+from triune.fusion.prompt_building import PromptParts
+from triune.fusion.prompt_router import PROMPT_ROUTER
 from triune.fusion.sharing import Shared, shared, summed
 from triune.fusion.weighting import weighted
 from triune.models.preflight import SHOWN, read_config
@@ -89,7 +91,7 @@ def _generation(folder: Path) -> GenerationConfig:
 class Fusion:
     """What a fused model is written from: its configuration, base, experts and routers [experts, d], one a layer.
 
-    The experts are weighted already.
+    The experts are weighted already. prompt: the one router of whole prompts instead, by tensor.
     """
 
     config: TriuneConfig
@@ -97,6 +99,7 @@ class Fusion:
     experts: Sequence[TaskVector]
     shared: Shared
     routers: Sequence[Tensor]
+    prompt: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fusion(
@@ -105,14 +108,20 @@ def fusion(
     settings: Fuse,
     routers: Sequence[Tensor],
     importance: Sequence[float] | None = None,
+    prompt: PromptParts | None = None,
 ) -> Fusion:
     """The fused model that `building.build` makes of the same, with these routers; nothing is computed yet.
 
+    With `prompt`, what `prompt_building.route_by_prompt` makes of that model; `routers` are then empty.
     The experts are ones that `building.check_experts` lets pass, as they are: their weights are applied here.
     """
     config = building.configuration(base.config, experts, settings, importance)
-    experts = weighted(experts, settings)
-    return Fusion(config, base, experts, shared(experts, settings.shared), routers)
+    if (prompt is None) != (settings.prompt_routing is None):
+        raise InputError("fuse.prompt_routing and the router of prompts go together; give both or neither")
+    experts, own = weighted(experts, settings), {}
+    if prompt is not None:
+        config, own = prompt.applied(config), dict(prompt.tensors)
+    return Fusion(config, base, experts, shared(experts, settings.shared), routers, own)
 
 
 def write_fused(fused: Fusion, folder: Path, progress: Progress = SILENT, max_bytes: int = SHARD) -> None:
@@ -140,6 +149,8 @@ def plan(fused: Fusion) -> list[Planned]:
 
 def _planned(fused: Fusion, name: str, shape: tuple[int, ...]) -> Planned:
     dtype = fused.base.dtype
+    if name.startswith(PROMPT_ROUTER):
+        return Planned(name, torch.float32, shape, lambda: fused.prompt[name.removeprefix(PROMPT_ROUTER)])
     factor, router, norm = _FACTOR.fullmatch(name), _ROUTER.fullmatch(name), _NORM.fullmatch(name)
     if router:
         exact = torch.promote_types(dtype, torch.float32)

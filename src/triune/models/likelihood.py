@@ -1,6 +1,6 @@
 """How probable a model finds answers, and where it places them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -30,6 +30,24 @@ def token_log_probs(
 def answer_counts(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch"]:
     """How many tokens of each row are supervised and have a predecessor to be predicted from."""
     return (labels[:, 1:] != IGNORED).sum(dim=1)
+
+
+def answer_starts(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch"]:
+    """The place of each row's first supervised token; the number of places where there is none."""
+    places = torch.arange(labels.shape[1], device=labels.device).expand(labels.shape)
+    return places.where(labels != IGNORED, labels.shape[1]).amin(dim=1)
+
+
+def prompt_ends(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a fused model that routes whole prompts must be told, as keyword arguments: where each row's prompt ends.
+
+    `batch` is `collate`'s. Nothing for every other model.
+    """
+    if getattr(getattr(model, "config", None), "routing", None) != "prompt":
+        return {}
+    mask, starts = batch["attention_mask"], answer_starts(batch["labels"])
+    last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(dim=1)
+    return {"routing_position": torch.where(starts < mask.shape[1], starts - 1, last)}
 
 
 def answer_nll(
@@ -75,8 +93,9 @@ def answer_log_likelihoods(
     with inference(model) as device:
         for indices in by_length(encoded, batch_size):
             batch = _on(device, collate([encoded[i] for i in indices], pad_id))
+            ends = prompt_ends(model, batch)
             labels = batch.pop("labels")
-            logits = model(**batch, use_cache=False).logits
+            logits = model(**batch, **ends, use_cache=False).logits
             sums[indices] = token_log_probs(logits, labels).double().sum(dim=1).cpu()
             counts[indices] = answer_counts(labels).cpu()
     return sums, counts
@@ -98,8 +117,10 @@ def hidden_states(
     with inference(model) as device:
         for indices in by_length(encoded, batch_size):
             batch = _on(device, collate([encoded[i] for i in indices], pad_id))
+            ends = prompt_ends(model, batch)
             del batch["labels"]
-            states = model(**batch, use_cache=False, output_hidden_states=True).hidden_states[layer].float()
+            output = model(**batch, **ends, use_cache=False, output_hidden_states=True)
+            states = output.hidden_states[layer].float()
             weights = batch["attention_mask"].unsqueeze(-1)
             # where, not a product: a padded position may hold NaN.
             total = states.where(weights.bool(), torch.zeros_like(states)).sum(dim=1)

@@ -25,6 +25,7 @@ from triune.fusion.writing import Blank, blank, fusion, write_fused
 from triune.models.encoding import pad_id
 from triune.models.loading import load_tokenizer
 from triune.models.preflight import check_base
+from triune.pipeline.prompt_routing import prompt_router
 from triune.pipeline.verbs import Context, expert_inputs, identify_rows, read_experts, unless_finished
 from triune.recipe import Fuse, check_weights
 from triune.record import Step, identify, write_json
@@ -63,12 +64,16 @@ def fuse(
             for vector in reference:
                 task_vector.check_fits(vector, base.model)
             account, gamma = _account(context, weighted(vectors, settings), reference, settings, base)
-            routers = _routers(context, settings, base, list(experts), examples)
+            routed = settings.prompt_routing is not None
+            routers = [] if routed else _routers(context, settings, base, list(experts), examples)
             scratch = draft / ".scratch"
             made = [_compressed(context, vector, settings, scratch / str(i)) for i, vector in enumerate(vectors)]
             for vector, fits in made:
                 account["experts"][vector.axis] |= _told(fits, settings.svd_error)
-            fused = fusion(base, [vector for vector, _ in made], settings, routers, gamma)
+            whole = [vector for vector, _ in made]
+            prompt = prompt_router(context, (whole, list(experts.values()), examples), settings, gamma)
+            account |= {"prompt_routing": dict(prompt.fields)} if prompt is not None else {}
+            fused = fusion(base, whole, settings, routers, gamma, prompt)
             write_fused(fused, draft, context.progress)
             write_card(fused.config, draft)
             load_tokenizer(context.folder).save_pretrained(draft)
@@ -175,13 +180,17 @@ def _routers(
 
 
 def _router_rows(settings: Fuse, axes: Sequence[str], rows: Sequence[Example], seed: int) -> list[Example]:
-    if settings.router_init not in FROM_DATA:
+    prompts = settings.prompt_routing
+    if prompts is None and settings.router_init not in FROM_DATA:
         return []
     if not rows:
         raise InputError(
             f"router_init={settings.router_init!r} needs examples of every axis; give them (--data), or choose "
             "router_init=zeros or random"
+            if prompts is None
+            else "prompt_routing needs examples of every axis; give them (--data)"
         )
+    wanted = settings.router_examples if prompts is None else prompts.examples
     chosen: list[Example] = []
     for axis in axes:
         own = [row for row in rows if row.axis == axis]
@@ -189,6 +198,6 @@ def _router_rows(settings: Fuse, axes: Sequence[str], rows: Sequence[Example], s
             raise InputError(
                 f"the examples have no row of the axis {axis!r}; theirs are {sorted({r.axis for r in rows})}"
             )
-        chosen += take_prompts(own, settings.router_examples, seed)[: settings.router_examples]
+        chosen += take_prompts(own, wanted, seed)[:wanted]
     random.Random(seed).shuffle(chosen)
     return chosen

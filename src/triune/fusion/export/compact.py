@@ -14,6 +14,7 @@ import torch
 from triune.fusion import borrowed
 from triune.fusion.export import difference
 from triune.fusion.export.source import Options, Source, is_added
+from triune.fusion.prompt_router import PROMPT_ROUTER
 from triune.models.carrying import carry
 from triune.models.shards import Planned, cast, write_shards
 from triune.models.store import hash_weights
@@ -68,7 +69,11 @@ def write(source: Source, options: Options, folder: Path, progress: Progress = S
 def plan(source: Source, shared: Sequence[str], dtype: torch.dtype) -> list[Planned]:
     """The shared tensors named, and every factor and router."""
     names = [*shared, *(name for name in source.infos if is_added(name))]
-    return [_planned(source, name, torch.float32 if name.endswith(".router.weight") else dtype) for name in names]
+    return [_planned(source, name, torch.float32 if _is_whole(name) else dtype) for name in names]
+
+
+def _is_whole(name: str) -> bool:
+    return name.endswith(".router.weight") or name.startswith(PROMPT_ROUTER)
 
 
 def _planned(source: Source, name: str, dtype: torch.dtype) -> Planned:

@@ -17,7 +17,7 @@ from torch import Tensor
 from triune.errors import InputError
 from triune.fusion.export.gguf_model import Architecture, Stored, check_model, context_length, describe, tensors
 from triune.fusion.export.gguf_tokenizer import Vocabulary, read_vocabulary, write_vocabulary
-from triune.fusion.export.source import Options, Source
+from triune.fusion.export.source import Options, Source, check_tokens_routed
 from triune.models.shards import check_room, disk_full
 from triune.progress import SILENT, Progress
 
@@ -44,6 +44,7 @@ def check(source: Source, options: Options) -> None:
 
     And where the package gguf is not installed, or the dtype is none of float32, float16 and bfloat16.
     """
+    check_tokens_routed(source, "gguf")
     try:
         import gguf  # noqa: F401
     except ImportError as error:

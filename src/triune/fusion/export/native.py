@@ -18,7 +18,7 @@ from torch import Tensor
 from triune.errors import InputError
 from triune.fusion.export.families import MIXTRAL, QWEN3_MOE, Family
 from triune.fusion.export.gpt_oss import GPT_OSS
-from triune.fusion.export.source import Options, Source
+from triune.fusion.export.source import Options, Source, check_tokens_routed
 from triune.models.carrying import carry
 from triune.models.shards import Planned, cast, write_shards
 from triune.progress import SILENT, Progress
@@ -57,6 +57,7 @@ FAMILIES = {"llama": (MIXTRAL, GPT_OSS), "mistral": (MIXTRAL, GPT_OSS), "qwen3":
 
 def check(source: Source, options: Options) -> None:
     """Raise InputError, with the reason and the format that can, for what no mixture class can express."""
+    check_tokens_routed(source, "native")
     kind = source.text.model_type
     if kind not in FAMILIES:
         raise InputError(

@@ -17,7 +17,7 @@ from triune.experts.adapters import write_adapter
 from triune.experts.lowrank import LowRank
 from triune.experts.task_vector import TaskVector
 from triune.fusion.export import difference
-from triune.fusion.export.source import MATRICES, Options, Source, is_added, is_routing
+from triune.fusion.export.source import MATRICES, Options, Source, check_tokens_routed, is_added, is_routing
 from triune.models.carrying import carry
 from triune.models.shards import cast, check_room, disk_full
 from triune.models.store import hash_weights, save_tensors
@@ -37,6 +37,7 @@ def check(source: Source, options: Options) -> None:
 
     An expert has none where it changes nothing, or where its name is no folder's.
     """
+    check_tokens_routed(source, "peft")
     if not options.base:
         raise InputError(
             "--format peft needs to know the base: an adapter means nothing beside other weights; give its hub name "

@@ -17,6 +17,7 @@ from triune.fusion import borrowed
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.opening import check_model, is_fused
+from triune.fusion.prompt_router import PROMPT_ROUTER
 from triune.models.preflight import complain
 from triune.models.store import TensorInfo, folder_header, read_header, weight_files
 from triune.recipe import Base
@@ -113,7 +114,18 @@ def is_added(name: str) -> bool:
 
 def is_routing(name: str) -> bool:
     """Whether a tensor belongs to the mixture as a whole, and to no expert: a router, or the output's layer norm."""
+    if name.startswith(PROMPT_ROUTER):
+        return True
     return name.endswith((".mlp.router.weight", ".mlp.post_norm.weight", ".mlp.post_norm.bias"))
+
+
+def check_tokens_routed(source: Source, name: str) -> None:
+    """Raise InputError for a model that routes whole prompts, which the format `name` cannot express."""
+    if source.config.routing == "prompt":
+        raise InputError(
+            f"{source.folder} routes whole prompts (routing: prompt), which {name} cannot express; export it with "
+            "--format compact, or fuse without prompt_routing"
+        )
 
 
 def open_source(folder: Path) -> Source:

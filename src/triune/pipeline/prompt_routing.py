@@ -1,0 +1,68 @@
+"""The router of whole prompts, read from the experts' folders, the axes' data, and the fused model in memory."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from triune.errors import InputError
+from triune.experts.task_vector import TaskVector
+from triune.fusion.building import build
+from triune.fusion.prompt_building import PromptParts, prompt_parts, prompt_states, routing_layer
+from triune.models.encoding import pad_id
+from triune.models.store import load_tensors
+from triune.pipeline.verbs import Context
+from triune.recipe import Fuse
+from triune.types import Example
+
+FEATURE = "task_feature.safetensors"  # in an expert's folder: phi [d], and the layer that it was measured after
+
+
+def prompt_router(
+    context: Context,
+    made: tuple[Sequence[TaskVector], Sequence[Path], Sequence[Example]],
+    settings: Fuse,
+    importance: Sequence[float] | None,
+) -> PromptParts | None:
+    """The router of prompts that `settings` ask for, or None; `made` are the experts, their folders, and examples.
+
+    Holds the fused model in memory meanwhile: prompts are read as it will read them.
+    Raises InputError as `prompt_states`, `prompt_parts` and `task_features`.
+    """
+    if settings.prompt_routing is None:
+        return None
+    vectors, folders, examples = made
+    base, tokenizer = context.load()
+    layer = routing_layer(settings.prompt_routing, base.config.num_hidden_layers)
+    features = task_features({v.axis: folder for v, folder in zip(vectors, folders, strict=True)}, layer)
+    model = build(base, vectors, settings.model_copy(update={"prompt_routing": None}), importance)
+    states = prompt_states(model, context.encode(tokenizer, examples), layer, pad_id(tokenizer))
+    config: Any = model.config
+    parts = prompt_parts(states, features, settings.prompt_routing, config)
+    counts = ", ".join(f"{axis} {len(own)}" for axis, own in states.items())
+    context.progress.say(
+        f"  routing whole prompts before layer {layer + 1} of {model.config.num_hidden_layers}, in "
+        f"{parts.fields['latent_size']} dimensions; different prompts: {counts}; task features of "
+        f"{', '.join(features) or 'no expert'}"
+    )
+    return parts
+
+
+def task_features(folders: Mapping[str, Path], layer: int) -> dict[str, Tensor]:
+    """φ [d] of the experts whose folders hold one. Raises InputError for one that was measured at another layer."""
+    found: dict[str, Tensor] = {}
+    for axis, folder in folders.items():
+        path = Path(folder) / FEATURE
+        if not path.is_file():
+            continue
+        stored = load_tensors(path)
+        if not {"phi", "layer"} <= stored.keys():
+            raise InputError(f"{path} holds {sorted(stored)}; phi and layer are missing: train the expert again")
+        if int(stored["layer"]) != layer:
+            raise InputError(
+                f"{path} was measured after layer {int(stored['layer'])} and prompts are routed after layer {layer}; "
+                "set fuse.prompt_routing.layer to it, or train the experts with that layer"
+            )
+        found[axis] = stored["phi"]
+    return found
