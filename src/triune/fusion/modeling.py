@@ -86,10 +86,7 @@ class MixtureFFN(nn.Module):
     def _by_prompt(self, x: Tensor) -> Tensor:
         given = self.routed if self.fixed is None else self.fixed
         if given is None:
-            raise InputError(
-                "this model routes whole prompts, which the model does and not its base: call the model, not "
-                "model.model, or set the weights (fixed_routing)"
-            )
+            raise InputError("this model routes whole prompts: call it, not its model.model, or use fixed_routing")
         return _spread(given.to(x.device, torch.promote_types(x.dtype, torch.float32)), x)
 
     def _bias_like(self, logits: Tensor) -> Tensor | None:

@@ -27,6 +27,7 @@ from triune.models.likelihood import inference
 from triune.recipe import PromptRouting
 
 LATENT = 256  # AlignX
+WIDER = 1 + 1e-4  # of a fractal radius: `fractal.RESOLUTION` is this small too
 States = Mapping[str, Float[Tensor, "_ d"]]  # of each axis's prompts
 
 
@@ -102,7 +103,7 @@ def _prompts(model: TriuneForCausalLM, rows: Sequence[Encoded], axis: str) -> li
 
 
 def prompt_parts(
-    states: States, features: Mapping[str, Float[Tensor, "d"]], settings: PromptRouting, config: TriuneConfig
+    states: States, features: Mapping[str, Float[Tensor, "_"]], settings: PromptRouting, config: TriuneConfig
 ) -> PromptParts:
     """The router of prompts from the states of each axis's prompts (`prompt_states`), for a model with this config.
 
@@ -216,11 +217,13 @@ def _named(name: str, axes: Sequence[Mapping[str, Tensor]], standard: Standard) 
 
 
 def rounded_fractal(fitted: FractalAnchors) -> FractalAnchors:
-    """The calibrator with numbers that float32 holds. Radii are rounded up: each must still hold its own anchor."""
-    near = fitted.radii.float()
-    up = torch.where(near.double() < fitted.radii, torch.nextafter(near, near.new_full((), torch.inf)), near)
+    """The calibrator with numbers that float32 holds, its radii `WIDER`.
+
+    A radius is the distance of two anchors. Encoded again, in another batch, either lies a little elsewhere, and on
+    the radius itself that would decide whether the other is counted.
+    """
     others = (getattr(fitted, name).float().double() for name in ("resolution", "mean", "std"))
-    return FractalAnchors(fitted.anchors.float(), up.double(), *others)
+    return FractalAnchors(fitted.anchors.float(), (fitted.radii * WIDER).float().double(), *others)
 
 
 def _rounded_natural(fitted: NaturalGaussian) -> NaturalGaussian:

@@ -37,6 +37,7 @@ class PromptRoute(NamedTuple):
 class TriuneOutput(MoeCausalLMOutputWithPast):
     """As of any mixture; `prompt_route` is what the prompts were given, where they are routed as a whole."""
 
+    loss: Any = None  # an output may be made of one mapping, as its first field (accelerate under autocast does)
     router_logits: tuple[Tensor, ...] | None = None  # type: ignore[assignment]
     prompt_route: PromptRoute | None = None
 
