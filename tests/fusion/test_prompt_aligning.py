@@ -48,9 +48,9 @@ def changed(before: dict[str, torch.Tensor], model: TriuneForCausalLM) -> set[st
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_the_router_learns_and_the_gating_loss_falls(passes: int) -> None:
-    model = untrained(passes=passes)
+    model = untrained(passes=passes, latent=16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    curve = tune(model, trainable="routers", gating=1.0, router_learning_rate=0.05)
+    curve = tune(model, trainable="routers", gating=1.0, router_learning_rate=0.05, fit={"steps": 30})
     assert changed(before, model) == {"prompt_router.weight"}
     gating = [float(row["gating"]) for row in curve]
     assert gating[-1] < 0.8 * gating[0]

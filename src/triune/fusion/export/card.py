@@ -86,10 +86,19 @@ def _origin(source: Source, story: Story) -> str:
         if config.num_experts_per_tok == source.n_experts
         else f"the {config.num_experts_per_tok} likeliest of {source.n_experts} experts, {weights}"
     )
+    sends = (
+        f"In every layer's feed-forward block a router sends each token to {chosen}"
+        if config.routing == "token"
+        else f"One router sends each prompt as a whole to {chosen}, in every layer's feed-forward block"
+        + (
+            ""
+            if config.routing_passes == 2
+            else f" after the first {config.routing_layer}, which have a fixed mixture"
+        )
+    )
     return (
         f"Made from {base} ({text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}). {licence} "
-        f"In every layer's feed-forward block a router sends each token to {chosen}; attention, norms and embeddings "
-        "are shared."
+        f"{sends}; attention, norms and embeddings are shared."
     )
 
 
