@@ -25,7 +25,7 @@ from triune.fusion.writing import Blank, blank, fusion, write_fused
 from triune.models.encoding import pad_id
 from triune.models.loading import load_tokenizer
 from triune.models.preflight import check_base
-from triune.pipeline.prompt_routing import prompt_router
+from triune.pipeline.prompt_routing import check_prompt_routing, prompt_router
 from triune.pipeline.verbs import Context, expert_inputs, identify_rows, read_experts, unless_finished
 from triune.recipe import Fuse, check_weights
 from triune.record import Step, identify, write_json
@@ -61,6 +61,7 @@ def fuse(
             base = blank(check_base(context.folder, scan=False).folder, getattr(torch, context.base.dtype))
             base.check_finite()
             building.check_experts(base.model, vectors, settings)
+            check_prompt_routing(settings, base.config, experts)
             for vector in reference:
                 task_vector.check_fits(vector, base.model)
             account, gamma = _account(context, weighted(vectors, settings), reference, settings, base)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from triune.errors import InputError
 from triune.experts.task_vector import TaskVector
@@ -47,6 +48,18 @@ def prompt_router(
         f"{', '.join(features) or 'no expert'}"
     )
     return parts
+
+
+def check_prompt_routing(settings: Fuse, config: PreTrainedConfig, folders: Mapping[str, Path]) -> None:
+    """Raise InputError for what a base with this configuration cannot have, before anything expensive is done."""
+    wanted = settings.prompt_routing
+    if wanted is None:
+        return
+    task_features(folders, routing_layer(wanted, config.num_hidden_layers))
+    if wanted.latent is not None and wanted.latent > config.hidden_size:
+        raise InputError(
+            f"prompt_routing.latent is {wanted.latent}; allowed: 1 to {config.hidden_size}, the base's width"
+        )
 
 
 def task_features(folders: Mapping[str, Path], layer: int) -> dict[str, Tensor]:
