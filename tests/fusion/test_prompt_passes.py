@@ -20,10 +20,11 @@ from triune.fusion.building import build
 from triune.fusion.factored import factored_ffn
 from triune.fusion.factors import Block
 from triune.fusion.modeling import TriuneForCausalLM
+from triune.fusion.prompt_building import prompt_parts, prompt_states, route_by_prompt
 from triune.models.encoding import Encoded, collate
 from triune.models.generation import Decoding, generator_for, token_steps
 from triune.models.likelihood import answer_log_likelihoods, prompt_ends
-from triune.recipe import Fuse
+from triune.recipe import Fuse, PromptRouting
 
 PROMPTS = [row.input_ids[: row.n_prompt] for row in axis_rows(2, seed=11)]  # six, of 3 and 4 tokens
 
@@ -100,6 +101,25 @@ def test_padding_changes_no_route(side: str, passes: int) -> None:
             alone = model(torch.tensor([prompt])).prompt_route
             torch.testing.assert_close(together.weights[row], alone.weights[0])
             torch.testing.assert_close(together.logits[row], alone.logits[0])
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_every_family(family: str, passes: int) -> None:
+    """Two layers; the route, and the logits of a padded batch, are those of each prompt alone."""
+    base = random_base(family)
+    model = build(base, random_experts(base), Fuse(router_init="zeros"))
+    states = prompt_states(model, axis_rows(), 1, 0)
+    config: Any = model.config
+    route_by_prompt(model, prompt_parts(states, {}, PromptRouting(latent=6, passes=passes), config))
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    together = model.generate(**batch(PROMPTS), **options)[:, -4:]
+    with torch.no_grad():
+        routes = model(**batch(PROMPTS, "right")).prompt_route
+    for row, prompt in enumerate(PROMPTS):
+        torch.testing.assert_close(routes.weights[row : row + 1], route_of(model, prompt), rtol=1e-3, atol=1e-4)
+        ids = torch.tensor([prompt])
+        alone = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        assert alone[0, -4:].tolist() == together[row].tolist()
 
 
 def test_answers_do_not_change_the_route() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from triune.models.likelihood import (
     answer_counts,
     answer_log_likelihoods,
     answer_nll,
+    answer_starts,
     hidden_states,
     inference,
+    prompt_ends,
     token_log_probs,
 )
 
@@ -193,3 +196,14 @@ def test_hidden_states_are_means_over_real_tokens(tiny_llama: LlamaForCausalLM, 
             tiny_llama(torch.tensor([row.input_ids]))
         handle.remove()
         torch.testing.assert_close(states[index], kept[0][0].mean(dim=0), rtol=1e-5, atol=1e-6)
+
+
+def test_where_answers_start_and_prompts_end() -> None:
+    labels = torch.tensor([[IGNORED, IGNORED, 5, 6], [IGNORED] * 4, [7, IGNORED, IGNORED, IGNORED]])
+    assert answer_starts(labels).tolist() == [2, 4, 0]
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]])
+    model = torch.nn.Linear(1, 1)
+    assert prompt_ends(model, {"labels": labels, "attention_mask": mask}) == {}
+    model.config = SimpleNamespace(routing="prompt")  # type: ignore[assignment]
+    ends = prompt_ends(model, {"labels": labels, "attention_mask": mask})["routing_position"]
+    assert ends.tolist() == [1, 1, -1]  # the third row's prompt is empty, which the model refuses

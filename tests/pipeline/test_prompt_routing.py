@@ -24,7 +24,7 @@ from triune.pipeline.chatting import Speaker, chat
 from triune.pipeline.exporting import export, options_from
 from triune.pipeline.prompt_routing import FEATURE
 from triune.progress import SILENT
-from triune.recipe import Base, Calibrate, Fuse, PromptRouting
+from triune.recipe import Align, Base, Calibrate, Fit, Fuse, PromptRouting
 from triune.types import Example
 
 AXES = ("helpful", "harmless", "honest")
@@ -107,6 +107,15 @@ def test_chatting_shows_the_prompts_weights_at_every_piece(fused: Path) -> None:
     assert len(pieces) > 1
     for piece in pieces:
         assert piece.weights == pytest.approx(weights, abs=1e-5)
+
+
+def test_aligning_keeps_the_form(fused: Path, folders: Folders, tmp_path: Path) -> None:
+    how = Align(trainable="routers", fit=Fit(steps=2, batch_size=12))
+    out = pipeline.align(context(folders[0]), fused, examples(4), tmp_path / "out", how)
+    (before, _), (after, _) = open_fused(fused), open_fused(out)
+    moved = {n for n, t in after.state_dict().items() if not torch.equal(t, before.state_dict()[n])}
+    assert moved == {"prompt_router.weight"}
+    assert after.config.routing == "prompt"
 
 
 def test_calibrating_fits_its_one_router(fused: Path, folders: Folders, tmp_path: Path) -> None:
