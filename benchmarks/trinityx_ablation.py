@@ -8,6 +8,7 @@ Student's over seeds; a difference is paired by seed.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -69,6 +70,13 @@ def _numbers(folder: Path) -> dict[str, dict[str, float | None]]:
     return found
 
 
+def bounds(name: str) -> tuple[float, float]:
+    """What a number can be."""
+    if name.endswith("NLL") or name.startswith("nll:") or name == "latency":
+        return (0.0, math.inf)
+    return (0.0, 1.0) if name in CALIBRATION and not name.endswith("Brier") else (0.0, 100.0)
+
+
 def shown(value: Across, digits: int = 1) -> str:
     """Mean and interval."""
     return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
@@ -79,22 +87,31 @@ def table_of(table: Table, numbers: list[str], digits: int) -> str:
     lines = [f"| model | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|"]
     for model, name in NAMES.items():
         if model in table and any(number in table[model] for number in numbers):
-            cells = [shown(across(table[model][n]), digits) if n in table[model] else "–" for n in numbers]
+            cells = [
+                shown(across(table[model][n], bounds=bounds(n)), digits) if n in table[model] else "–" for n in numbers
+            ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def difference(table: Table, ours: str, theirs: str, numbers: list[str], digits: int) -> str:
+    """A row: ours − theirs, paired by seed; a star where the interval leaves 0 out."""
+    both = [(table[ours].get(n), table[theirs].get(n)) for n in numbers]
+    found = [across_difference(a, b) if a and b else None for a, b in both]
+    marks = ["–" if f is None else shown(f, digits) + (" *" if f.apart else "") for f in found]
+    return f"| {NAMES[ours]} − {NAMES[theirs]} | {' | '.join(marks)} |"
+
+
 def differences(table: Table, numbers: list[str], digits: int) -> str:
-    """Every form less the plain mixture with as many experts a token, paired by seed."""
-    lines = [f"| less plain MoE | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|"]
-    for model, name in NAMES.items():
-        if model == "calibrated" or model == "fused" or (model.startswith("fused:") and model not in COMPARED):
-            plain = COMPARED[1 if model.endswith("-2") else 0]
-            both = [(table[model].get(n), table[plain].get(n)) for n in numbers]
-            found = [across_difference(a, b) if a and b else None for a, b in both]
-            marks = ["–" if f is None else shown(f, digits) + (" *" if f.apart else "") for f in found]
-            lines.append(f"| {name} | {' | '.join(marks)} |")
-    return "\n".join(lines)
+    """Every form less the plain mixture with as many experts a token; calibration and top-1 by themselves."""
+    pairs = [
+        (model, COMPARED[1 if model.endswith("-2") else 0])
+        for model in NAMES
+        if model == "fused" or (model.startswith("fused:") and model not in COMPARED)
+    ]
+    pairs += [("calibrated", "fused"), ("fused", "fused:mocae-2"), COMPARED, ("fused:mocae-2", "mixture")]
+    rows = [difference(table, *pair, numbers, digits) for pair in pairs]
+    return "\n".join([f"| difference | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|", *rows])
 
 
 def main() -> None:

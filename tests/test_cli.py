@@ -46,6 +46,13 @@ VERBS = {
         "--allow-negated",
     ],
     "chat": ["--plain", "--template", "--new-tokens", "--temperature", "--seed"],
+    "diagnose": [],
+}
+DIAGNOSES = {
+    "collapse": [
+        *("--base", "--expert", "--fused", "--data", "--run", "--out", "--format", "--template", "--max-length"),
+        "--seed",
+    ],
 }
 RECIPE = """\
 base: {path: nowhere/at/all}
@@ -106,6 +113,18 @@ def test_help_of_every_verb(verb: str) -> None:
     found = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert found.exit_code == 0
     assert set(re.findall(r"--[a-z-]+", found.output)) == {*VERBS[verb], "--help"}
+
+
+@pytest.mark.parametrize("name", DIAGNOSES)
+def test_help_of_every_diagnosis(name: str) -> None:
+    found = CliRunner().invoke(cli.app, ["diagnose", name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert found.exit_code == 0
+    assert set(re.findall(r"--[a-z-]+", found.output)) == {*DIAGNOSES[name], "--help"}
+
+
+def test_the_diagnoses_in_their_order(main: Main) -> None:
+    _, out, _ = main("diagnose", "--help")
+    assert re.findall(r"^│ ([a-z]+) ", out, re.MULTILINE) == list(DIAGNOSES)
 
 
 def test_the_verbs_in_their_order(main: Main) -> None:
@@ -189,6 +208,24 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no dtype": (("export", ".", "--out", "out", "--dtype", "int8"), "--dtype 'int8' is unknown; known: float32"),
     "no size": (("export", ".", "--out", "out", "--max-shard-size", "big"), "'big' is not a size; give a number of"),
+    "an unknown diagnosis": (("diagnose", "fever"), "No such command 'fever'"),
+    "a diagnosis of nobody": (("diagnose", "collapse", "--out", "out"), "--base, --expert, --data missing; give "),
+    "a diagnosis of two": (
+        ("diagnose", "collapse", *BASE, "--run", "x"),
+        "--run says what --base would; give one or the other",
+    ),
+    "a diagnosis with a run's seed": (
+        ("diagnose", "collapse", "--run", "x", "--out", "out", "--seed", "3", "--max-length", "20"),
+        "--run says what --max-length, --seed would",
+    ),
+    "a diagnosis of no run": (
+        ("diagnose", "collapse", "--run", ".", "--out", "out"),
+        "data holds no finished Triune run",
+    ),
+    "a diagnosis of one expert": (
+        ("diagnose", "collapse", *BASE, *ROWS, "--expert", "helpful=b"),
+        r"1 expert.s.: \['helpful'\]; collapse is between experts",
+    ),
     "nobody to chat with": (("chat", "none", "hello"), "none does not exist; give a run folder or a model folder"),
     "no new tokens": (("chat", ".", "hello", "--new-tokens", "0"), "Invalid value for '--new-tokens'"),
 }

@@ -1,15 +1,39 @@
-"""The settings of what makes models: adapters, training, fusing, aligning, calibrating.
+"""The settings of what makes models (adapters, training, fusing, aligning, calibrating) and of diagnoses.
 
-Numbers marked H3Fusion and TrinityX are those papers' published settings (arXiv 2411.17792, 2509.08486).
+Numbers marked H3Fusion and TrinityX are those papers' published settings (arXiv 2411.17792, 2509.08486); AlignX is
+arXiv 2602.07381.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from triune.settings import NUMBER, Count, Finite, Fraction, NotNegative, Positive, Probability, Settings, Whole
+from triune.errors import InputError
+from triune.settings import (
+    NUMBER,
+    Count,
+    Finite,
+    Fraction,
+    NotNegative,
+    Positive,
+    Probability,
+    Settings,
+    Share,
+    Whole,
+)
 
 FFN = ("gate_proj", "up_proj", "down_proj")
+# What is put before a prompt, by style and axis; "" stands for every axis. AlignX (arXiv 2602.07381) publishes a
+# chain-of-thought prefix; the texts are ours.
+INJECTED: dict[str, dict[str, str]] = {
+    "axis": {
+        "helpful": "Help the asker as well as you can: do exactly what is asked, completely and clearly.",
+        "harmless": "Answer so that nobody comes to harm: refuse what could hurt somebody, and offer a safe way.",
+        "honest": "Answer truthfully: state only what is known to be true, and say so where you do not know.",
+    },
+    "chain_of_thought": {"": "Think step by step: reason first, then answer."},
+}
 
 
 class Lora(Settings):
@@ -42,11 +66,53 @@ class Fit(Settings):
     save_every: Count | None = Field(None, description="steps between checkpoints that a killed run goes on from")
 
 
+class Injection(Settings):
+    """The second pass of an expert, on its data with an instruction before each prompt (AlignX)."""
+
+    style: Literal["axis", "chain_of_thought"] = Field(
+        "axis", description="the built-in texts: one an axis, or one that asks for reasoning, for all"
+    )
+    texts: dict[str, Annotated[str, Field(pattern=r"\S")]] = Field(
+        default_factory=dict, description="own text by axis, before the built-in ones"
+    )
+    fit: Fit = Field(Fit(), description="how the second pass is trained")
+    rank: Count | None = Field(None, description="of the merged expert, by SVD; as it is, the ranks of the passes add")
+    layer: Count | None = Field(None, description="of the task feature; the middle one where not set")
+
+
+def injected_texts(injection: Injection, axes: Iterable[str]) -> dict[str, str]:
+    """The text of each axis: its own, or the style's built-in one. Raises InputError for axes that have neither."""
+    builtin = INJECTED[injection.style]
+    found = {axis: injection.texts.get(axis, builtin.get(axis, builtin.get("", ""))) for axis in axes}
+    without = [axis for axis, text in found.items() if not text]
+    if without:
+        raise InputError(
+            f"injection has no text for {without} (built-in ones are for {', '.join(builtin)}); "
+            f"set injection.texts.{without[0]}, or injection.style=chain_of_thought, which is one text for all"
+        )
+    return found
+
+
 class Train(Settings):
     """Stage 1: one expert an axis."""
 
     lora: Lora = Lora()
     fit: Fit = Fit()
+    injection: Injection | None = Field(None, description="a second pass with injected prompts; a plain expert if not")
+
+
+def check_injected(place: str, train: Train, axes: Iterable[str]) -> None:
+    """Raise InputError where what is trained at this place of a recipe injects texts for other axes than these."""
+    if train.injection is None:
+        return
+    known = list(axes)
+    strangers = [axis for axis in train.injection.texts if axis not in known]
+    if strangers:
+        raise InputError(f"{place}.injection.texts names {strangers}, which are not axes; axes: {known}")
+    try:
+        injected_texts(train.injection, known)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 class Importance(Settings):
@@ -145,3 +211,15 @@ class Calibrate(Settings):
     least: Annotated[int, Field(ge=2), NUMBER] = Field(
         30, description="held-out rows that every axis must have; fewer are refused"
     )
+
+
+class DiagnoseCollapse(Settings):
+    """How axis collapse is measured: `triune diagnose collapse`."""
+
+    batch_size: Count = Field(64, description="rows looked at together")
+    rows: Count = Field(200, description="held-out rows of an axis at most, drawn by the seed where there are more")
+    least: Annotated[int, Field(ge=4), NUMBER] = Field(
+        20, description="distinct prompts that every axis must have; fewer are refused"
+    )
+    rank: Count | None = Field(None, description="main directions of an axis; as many as `share` asks for if not set")
+    share: Share = Field(0.9, description="of an axis's variance, which its main directions explain")

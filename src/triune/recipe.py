@@ -22,7 +22,7 @@ from triune.data_settings import (
     Slice,
 )
 from triune.errors import InputError
-from triune.method_settings import FFN, Align, Calibrate, Fit, Fuse, Importance, Lora, PromptRouting, Train
+from triune.method_settings import FFN, Align, Calibrate, Fit, Fuse, Importance, Injection, Lora, Train, check_injected
 from triune.settings import NUMBER, Count, Positive, Settings, Whole
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Fit",
     "Fuse",
     "Importance",
+    "Injection",
     "Likelihood",
     "Lora",
     "Merge",
@@ -47,7 +48,6 @@ __all__ = [
     "MiniatureTests",
     "MultipleChoice",
     "PreferenceAccuracy",
-    "PromptRouting",
     "Recipe",
     "Scarce",
     "Slice",
@@ -194,6 +194,7 @@ class Recipe(Settings):
         if self.scarce is not None:
             self._check_align("scarce.align", self.scarce.align)
         self._check_shared()
+        self._check_injections()
         self._check_calibration()
         for name in self.variants:
             self.variant(name)
@@ -266,6 +267,14 @@ class Recipe(Settings):
                 f"{place}fuse.importance.reference is {importance.reference!r}, which is no folder; allowed: "
                 f"{', '.join(known)}, or the folder of an adapter or of a full fine-tune"
             )
+
+    def _check_injections(self) -> None:
+        if self.instruct.injection is not None:
+            raise ValueError("instruct.injection is set, but the summariser has no second pass; leave it out")
+        parts = {"train": self.train, "mixture": self.mixture, **{f"scarce.{k}": v for k, v in self.scarce or ()}}
+        for place, part in parts.items():
+            if isinstance(part, Train):
+                check_injected(place, part, self.axes)
 
     def _check_shared(self) -> None:
         allowed = [*SHARED, *self.axes]

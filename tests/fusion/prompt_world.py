@@ -10,8 +10,9 @@ from tests.fusion.conftest import SIZES, random_experts
 from triune.fusion.building import build
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.prompt_building import PromptParts, prompt_parts, prompt_states, route_by_prompt, routing_layer
+from triune.method_settings import PromptRouting
 from triune.models.encoding import Encoded
-from triune.recipe import Fuse, PromptRouting
+from triune.recipe import Fuse
 
 AXES = ("helpful", "harmless", "honest")
 

@@ -19,7 +19,6 @@ from triune.fusion.fractal import fit_fractal
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.opening import open_fused
 from triune.fusion.prompt_building import (
-    principal_directions,
     prompt_parts,
     prompt_states,
     rounded_fractal,
@@ -29,9 +28,10 @@ from triune.fusion.prompt_building import (
 )
 from triune.fusion.prompt_router import PromptRouter
 from triune.fusion.writing import blank, fusion, write_fused
+from triune.method_settings import PromptRouting
 from triune.models.encoding import Encoded
 from triune.models.loading import load_base, quiet
-from triune.recipe import Fuse, PromptRouting
+from triune.recipe import Fuse
 
 
 def token_model() -> TriuneForCausalLM:
@@ -78,16 +78,6 @@ def test_what_the_router_sees_is_what_it_was_fitted_to() -> None:
     assert (config.routing, config.routing_layer, config.latent_size) == ("prompt", 2, 6)
     assert config.anchor_counts == [24, 24, 24]
     assert config.prior_weights == [1 / 3] * 3
-
-
-def test_projection_is_the_principal_directions() -> None:
-    rng = torch.Generator().manual_seed(0)
-    states = torch.randn(50, 5, generator=rng, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.1, 3.0, 0.5]) + 7
-    found = principal_directions(states, 3)
-    want = torch.linalg.svd(states - states.mean(0), full_matrices=False).Vh[:3]
-    torch.testing.assert_close((found * want).sum(1).abs(), torch.ones(3).double())
-    torch.testing.assert_close(found @ found.T, torch.eye(3).double())
-    assert bool((found.gather(1, found.abs().argmax(1, keepdim=True)) > 0).all())
 
 
 def test_the_start_ignores_the_features_sizes_and_those_that_are_zero() -> None:

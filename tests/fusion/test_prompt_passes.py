@@ -21,10 +21,11 @@ from triune.fusion.factored import factored_ffn
 from triune.fusion.factors import Block
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.prompt_building import prompt_parts, prompt_states, route_by_prompt
+from triune.method_settings import PromptRouting
 from triune.models.encoding import Encoded, collate
 from triune.models.generation import Decoding, generator_for, token_steps
 from triune.models.likelihood import answer_log_likelihoods, prompt_ends
-from triune.recipe import Fuse, PromptRouting
+from triune.recipe import Fuse
 
 PROMPTS = [row.input_ids[: row.n_prompt] for row in axis_rows(2, seed=11)]  # six, of 3 and 4 tokens
 

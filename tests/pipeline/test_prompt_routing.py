@@ -12,9 +12,11 @@ from tests.fusion.test_opening import save
 from triune import pipeline
 from triune.errors import InputError
 from triune.experts.adapters import write_adapter
+from triune.experts.task_feature import FEATURE
 from triune.experts.task_vector import TaskVector
 from triune.fusion.opening import open_fused
 from triune.fusion.prompt_building import prompt_states
+from triune.method_settings import PromptRouting
 from triune.models.generation import Decoding, generate
 from triune.models.hub import locate
 from triune.models.rows import encode_examples
@@ -22,9 +24,8 @@ from triune.models.store import hash_weights, save_tensors
 from triune.pipeline import Context
 from triune.pipeline.chatting import Speaker, chat
 from triune.pipeline.exporting import export, options_from
-from triune.pipeline.prompt_routing import FEATURE
 from triune.progress import SILENT
-from triune.recipe import Align, Base, Calibrate, Fit, Fuse, PromptRouting
+from triune.recipe import Align, Base, Calibrate, Fit, Fuse
 from triune.types import Example
 
 AXES = ("helpful", "harmless", "honest")
@@ -165,11 +166,11 @@ def test_bad_input_is_refused(folders: Folders, tmp_path: Path) -> None:
     refused("need 20 or more", settings(examples=19), examples())
     refused("allowed: 1 to 1", settings(layer=2), examples())
     refused("latent is 17", settings(latent=17), examples())
-    save_tensors(tmp_path / FEATURE, {"phi": torch.zeros(16), "layer": torch.tensor(2)})
+    save_tensors(tmp_path / FEATURE, {"phi": torch.zeros(16), "layer": torch.tensor(2), "n": torch.tensor(9)})
     other = {**experts, "helpful": tmp_path / "helpful"}
     (tmp_path / "helpful").mkdir()
     for file in experts["helpful"].iterdir():
         (tmp_path / "helpful" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "helpful" / FEATURE).write_bytes((tmp_path / FEATURE).read_bytes())
-    with pytest.raises(InputError, match="measured after layer 2 and prompts are routed after layer 1"):
+    with pytest.raises(InputError, match="measured after layer 2, and prompts are routed after layer 1"):
         pipeline.fuse(context(base), other, tmp_path / "out", settings(), examples())

@@ -8,6 +8,7 @@ import typer
 
 from triune.cli.calibrating import calibrate
 from triune.cli.checking import check
+from triune.cli.diagnosing import app as diagnose
 from triune.cli.making import align, fuse, merge, train
 from triune.cli.options import err_console
 from triune.cli.using import chat, evaluate, export, report
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 for command in (demo, run, train, check, fuse, align, calibrate, merge, evaluate, report, export, chat):
     app.command()(command)
+app.add_typer(diagnose, name="diagnose")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -10,7 +10,7 @@ from torch import nn
 from triune.diagnose.probing import Held
 from triune.diagnose.routing import token_routing
 from triune.errors import InputError
-from triune.evaluation.calibration import ROWS, WHOLE, calibration_rows, routing_outcomes
+from triune.evaluation.calibration import ROWS, WHOLE, calibration_rows, reliability_row, routing_outcomes
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.metrics.routing import misrouting_score
 from triune.types import Score
@@ -18,10 +18,11 @@ from triune.types import Score
 
 @dataclass(frozen=True)
 class Reliability:
-    """The misrouting rate over rows, and the rows of `calibration_rows` for tokens (WHOLE) and whole rows (ROWS)."""
+    """The misrouting rate over rows; for tokens (WHOLE) and whole rows (ROWS) `calibration_rows` and the bins."""
 
     misrouting: Score
     calibration: tuple[dict[str, Any], ...]
+    diagrams: tuple[dict[str, Any], ...]
 
 
 def routing_reliability(
@@ -43,10 +44,7 @@ def routing_reliability(
     sums = torch.zeros(len(found.probs), len(axis), len(names), dtype=torch.float64)
     weights = sums.index_add(1, found.sample, found.probs.double())
     weights = weights / found.sample.bincount(minlength=len(axis))[:, None]
-    rows = [
-        row
-        for outcomes in routing_outcomes(found.probs, found.sample, axis)
-        if outcomes.what in (WHOLE, ROWS)
-        for row in calibration_rows(outcomes, rng)
-    ]
-    return Reliability(misrouting_score(weights, axis, rng=rng), tuple(rows))
+    outcomes = [own for own in routing_outcomes(found.probs, found.sample, axis) if own.what in (WHOLE, ROWS)]
+    rows = [row for own in outcomes for row in calibration_rows(own, rng)]
+    diagrams = tuple(reliability_row(own) for own in outcomes)
+    return Reliability(misrouting_score(weights, axis, rng=rng), tuple(rows), diagrams)

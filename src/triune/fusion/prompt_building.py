@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triune.errors import InputError
+from triune.experts.task_feature import LATENT, latent_projection
 from triune.fusion.calibrated_logits import Standard, fit_standard
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.fractal import MIN_ANCHORS, FractalAnchors, fit_fractal, fractal_scores, fractal_tensors
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.natural import NaturalGaussian, fit_natural, natural_scores, natural_tensors
 from triune.fusion.prompt_router import PromptRouter, check_layer, check_routing, routing_features
+from triune.method_settings import PromptRouting
 from triune.models.encoding import Encoded, by_length, collate
 from triune.models.likelihood import inference
-from triune.recipe import PromptRouting
 
-LATENT = 256  # AlignX
 WIDER = 1 + 1e-4  # of a fractal radius: `fractal.RESOLUTION` is this small too
 States = Mapping[str, Float[Tensor, "_ d"]]  # of each axis's prompts
 
@@ -116,7 +116,7 @@ def prompt_parts(
     _check(states, features, settings, names)
     pooled = torch.cat([states[axis] for axis in names]).float()
     k = min(LATENT, pooled.shape[1], len(pooled) - 1) if settings.latent is None else settings.latent
-    projection = principal_directions(pooled, k).float()
+    projection = latent_projection({axis: states[axis] for axis in names}, k).float()
     own = {axis: features.get(axis, torch.zeros(pooled.shape[1])) for axis in names}
     phi = torch.stack([projection.double() @ own[axis].double().cpu() for axis in names]).float()
     latent = {axis: F.linear(states[axis].float(), projection) for axis in names}
@@ -162,13 +162,6 @@ def _check(states: States, features: Mapping[str, Tensor], settings: PromptRouti
     broken += [axis for axis, own in states.items() if not own.isfinite().all() and axis not in broken]
     if broken:
         raise InputError(f"hidden states or task features of {broken} hold NaN or infinite numbers; make them again")
-
-
-def principal_directions(states: Float[Tensor, "n d"], k: int) -> Float[Tensor, "k d"]:
-    """P: the top k principal directions as orthonormal rows, float64, each row's largest entry positive."""
-    centred = states.double() - states.double().mean(0)
-    rows = torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0)[:k].contiguous()
-    return rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
 
 
 def start(

@@ -2,12 +2,14 @@
 
 from triune.pipeline.calibrating import calibrate
 from triune.pipeline.checking import check
+from triune.pipeline.diagnosing import diagnose_collapse
 from triune.pipeline.evaluating import Exam, evaluate
 from triune.pipeline.exporting import export
 from triune.pipeline.fusing import fuse
 from triune.pipeline.merging import merge
 from triune.pipeline.running import demo, examine
 from triune.pipeline.seeds import run
+from triune.pipeline.sequential import train_sequence
 from triune.pipeline.verbs import Context, align, context_of, report, train
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "check",
     "context_of",
     "demo",
+    "diagnose_collapse",
     "evaluate",
     "examine",
     "export",
@@ -26,4 +29,5 @@ __all__ = [
     "report",
     "run",
     "train",
+    "train_sequence",
 ]

@@ -8,16 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from triune.errors import InputError
+from triune.experts.task_feature import FEATURE, read_feature
 from triune.experts.task_vector import TaskVector
 from triune.fusion.building import build
 from triune.fusion.prompt_building import PromptParts, prompt_parts, prompt_states, routing_layer
 from triune.models.encoding import pad_id
-from triune.models.store import load_tensors
 from triune.pipeline.verbs import Context
 from triune.recipe import Fuse
 from triune.types import Example
-
-FEATURE = "task_feature.safetensors"  # in an expert's folder: phi [d], and the layer that it was measured after
 
 
 def prompt_router(
@@ -66,16 +64,13 @@ def task_features(folders: Mapping[str, Path], layer: int) -> dict[str, Tensor]:
     """φ [d] of the experts whose folders hold one. Raises InputError for one that was measured at another layer."""
     found: dict[str, Tensor] = {}
     for axis, folder in folders.items():
-        path = Path(folder) / FEATURE
-        if not path.is_file():
+        if not (Path(folder) / FEATURE).is_file():
             continue
-        stored = load_tensors(path)
-        if not {"phi", "layer"} <= stored.keys():
-            raise InputError(f"{path} holds {sorted(stored)}; phi and layer are missing: train the expert again")
-        if int(stored["layer"]) != layer:
+        feature = read_feature(Path(folder))
+        if feature.layer != layer:
             raise InputError(
-                f"{path} was measured after layer {int(stored['layer'])} and prompts are routed after layer {layer}; "
-                "set fuse.prompt_routing.layer to it, or train the experts with that layer"
+                f"the task feature of {axis!r} ({folder}) was measured after layer {feature.layer}, and prompts are "
+                f"routed after layer {layer}; set fuse.prompt_routing.layer to it, or train with that injection.layer"
             )
-        found[axis] = stored["phi"]
+        found[axis] = feature.phi
     return found

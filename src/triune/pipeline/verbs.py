@@ -30,7 +30,9 @@ from triune.recipe import Align, Base, Fit, Train
 from triune.record import Step, digest, finished, identify, read_record, write_json, writing
 from triune.types import Example
 
-KEEPING: Any = {"fit": {"save_every"}}  # changes no result: with or without it, a finished step stays finished
+# Changes no result: with or without it, a finished step stays finished.
+KEEPING: Any = {"fit": {"save_every"}, "injection": {"fit": {"save_every"}}}
+PART = "part-"  # a step that trains several times keeps the checkpoints of each in a folder of its own
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def unless_finished(step: Step, context: Context) -> Iterator[Path | None]:
     else:
         with writing(step, context.seed) as draft:
             yield draft
-        checkpoint.discard(checkpoint_place(step))
+        place = checkpoint_place(step)
+        for own in (*place.glob(f"{PART}*"), place):
+            checkpoint.discard(own)
 
 
 def checkpoint_place(step: Step) -> Path:
@@ -101,18 +105,28 @@ def checkpoint_place(step: Step) -> Path:
     return final.with_name(f".{final.name}.checkpoint")
 
 
-def resumable(job: Job, step: Step) -> Job:
-    """The job with the step's place for checkpoints; they are its own only while the step's identity is the same."""
-    return replace(job, checkpoint=checkpoint_place(step), identity=step.identity)
+def resumable(job: Job, step: Step, part: str = "") -> Job:
+    """The job with the step's place for checkpoints; they are its own only while the step's identity is the same.
+
+    `part` (PART and a number) is for a step of several jobs.
+    """
+    return replace(job, checkpoint=checkpoint_place(step) / part, identity=step.identity)
 
 
 def train(context: Context, rows: Sequence[Example], out: Path, settings: Train, *, title: str = "") -> Path:
     """One LoRA expert from examples; writes a PEFT adapter folder with its loss curve.
 
-    Raises InputError for a base that cannot be used, rows that do not fit, strange targets.
+    With `settings.injection` in two passes (see `triune.pipeline.injecting`). Raises InputError for a base that cannot
+    be used, rows that do not fit, strange targets, an axis without a text to inject.
     """
+    if settings.injection is not None:
+        from triune.pipeline.injecting import train_injected
+
+        return train_injected(context, rows, out, settings, title=title)
     inputs = {"base": identify(context.folder), "rows": identify_rows(rows)}
-    step = Step(out, "train", context.settings(train=settings.model_dump(exclude=KEEPING)), inputs)
+    # A plain expert's identity is what it was before there were injections.
+    own = settings.model_dump(exclude={**KEEPING, "injection": True})
+    step = Step(out, "train", context.settings(train=own), inputs)
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = context.load()

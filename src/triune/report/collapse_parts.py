@@ -143,10 +143,11 @@ def _radians(row: Row, where: str) -> tuple[float, float, float]:
 
 
 def _of(row: Row, key: str, where: str) -> Reading:
-    return _reading(fields.need(row, key, where), f"{key} in {where}")
+    return parse_reading(fields.need(row, key, where), f"{key} in {where}")
 
 
-def _reading(value: object, where: str) -> Reading:
+def parse_reading(value: object, where: str) -> Reading:
+    """A score with value, low, high and n. Raises InputError for a field that is missing or wrong."""
     row = fields.mapping(value, where)
     value, low, high = (fields.number(row, key, where) for key in ("value", "low", "high"))
     return Reading(value, low, high, fields.whole(row, "n", where))
@@ -164,5 +165,5 @@ def _forgetting(value: object, where: str) -> ForgettingMap:
         fields.text(first, "unit", where),
         trained,
         axes,
-        tuple(tuple(_reading(cell, f"a cell in {where}") for cell in row) for row in rows),
+        tuple(tuple(parse_reading(cell, f"a cell in {where}") for cell in row) for row in rows),
     )

@@ -9,7 +9,7 @@ from triune.report.theme import Mark
 
 WIDTH, HEIGHT = 230, 150
 # What trainers log beside the losses.
-NOT_LOSSES = ("lr", "learning_rate", "tokens", "epoch", "grad_norm")
+NOT_LOSSES = ("pass", "lr", "learning_rate", "tokens", "epoch", "grad_norm")
 
 
 def curve_panels(name: str, curve: Curve, mark: Mark) -> tuple[str, ...]:

@@ -1,0 +1,83 @@
+"""Sequential fine-tuning: one LoRA trained on the axes one after the other, the baseline that forgets."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from triune.errors import InputError
+from triune.experts.adapters import stamp
+from triune.experts.continuing import continue_adapter
+from triune.experts.training import train_adapter
+from triune.models.store import hash_weights
+from triune.pipeline.verbs import KEEPING, Context, identify_rows, resumable, unless_finished
+from triune.recipe import NAME, Train
+from triune.record import RECORD, Step, identify, write_json
+from triune.types import Example
+
+
+def stage_folders(out: Path, axes: Sequence[str]) -> dict[str, Path]:
+    """Where the adapter after each axis is: out/1-helpful, out/2-harmless, ….
+
+    Raises InputError for fewer than two axes, or a name that is no folder's.
+    """
+    odd = [axis for axis in axes if not NAME.fullmatch(axis)]
+    if odd or len(axes) < 2:
+        raise InputError(
+            f"got the axes {list(axes)}; a sequence has two or more, with names of letters, digits, - and _"
+        )
+    return {axis: out / f"{number}-{axis}" for number, axis in enumerate(axes, start=1)}
+
+
+def train_sequence(
+    context: Context, rows: Mapping[str, Sequence[Example]], out: Path, settings: Train
+) -> dict[str, Path]:
+    """One LoRA, trained on the axes in the order of `rows`; returns the adapter's folder after each.
+
+    Each stage is a step of its own, which is skipped where it is finished: a change of a later axis's rows leaves the
+    earlier stages. Raises InputError as `train_stage` and `stage_folders`.
+    """
+    folders = stage_folders(out, list(rows))
+    previous: Path | None = None
+    for axis, folder in folders.items():
+        if context.dry and previous is not None and not (previous / RECORD).is_file():
+            context.progress.say(f"{folder}: to do, after the steps before it")
+        else:
+            train_stage(context, rows[axis], folder, settings, previous)
+        previous = folder
+    return folders
+
+
+def train_stage(
+    context: Context, rows: Sequence[Example], out: Path, settings: Train, previous: Path | None = None
+) -> Path:
+    """Train the adapter in `previous` further on these rows, or a new one without it; writes a PEFT adapter folder.
+
+    spent.json counts what all stages up to this one took, curve.json has this one's loss alone. Raises InputError as
+    `train`, for another `previous` than these settings make, and for an injection, which would be a second LoRA.
+    """
+    if settings.injection is not None:
+        raise InputError("sequential fine-tuning continues one LoRA, and an injection adds a second; leave it out")
+    inputs = {"base": identify(context.folder), "rows": identify_rows(rows)}
+    inputs |= {} if previous is None else {"previous": identify(previous)}
+    own = settings.model_dump(exclude={**KEEPING, "injection": True})
+    step = Step(out, "train", context.settings(train=own), inputs)
+    with unless_finished(step, context) as draft:
+        if draft is not None:
+            model, tokenizer = context.load()
+            job = context.job(f"training {out.name}", context.encode(tokenizer, rows), settings.fit, tokenizer)
+            job = resumable(job, step)
+            if previous is None:
+                curve = train_adapter(model, settings.lora, job, draft, context.progress)
+            else:
+                curve = continue_adapter(model, settings.lora, previous, job, draft, context.progress)
+            stamp(draft, hash_weights(context.folder))
+            write_json(draft / "curve.json", curve)
+            write_json(draft / "spent.json", _spent(previous, len(curve), len(job.rows)))
+    return out
+
+
+def _spent(previous: Path | None, steps: int, examples: int) -> dict[str, int]:
+    """With what was spent before; an adapter that was made elsewhere does not say."""
+    place = None if previous is None else previous / "spent.json"
+    before = json.loads(place.read_text(encoding="utf-8")) if place is not None and place.is_file() else {}
+    return {"steps": steps + before.get("steps", 0), "examples": examples + before.get("examples", 0)}
