@@ -5,7 +5,7 @@ import torch
 
 from tests.experts.conftest import AXES, random_rows
 from tests.fusion.conftest import random_base, random_experts
-from triune.diagnose.routing import routing_logits, routing_map, routing_weights, token_routing
+from triune.diagnose.routing import routing_logits, routing_map, routing_weights, spread, token_routing
 from triune.errors import InputError
 from triune.fusion.building import build
 from triune.fusion.modeling import TriuneForCausalLM
@@ -88,3 +88,10 @@ def test_no_rows_have_no_routing_and_strangers_no_expert(model: TriuneForCausalL
     assert token_routing(model, [], pad_id=0).probs.shape == (2, 0, 3)
     with pytest.raises(InputError, match=r"there are rows of \['kind'\]; the model's experts are"):
         routing_logits(model, [Encoded((1, 2), 1, "kind")], pad_id=0)
+
+
+def test_tokens_are_spread_evenly_over_each_row() -> None:
+    sample = torch.tensor([0] * 10 + [1] * 3 + [2] * 4)
+    assert spread(sample, 4).tolist() == [0, 2, 5, 7, 10, 11, 12, 13, 14, 15, 16]
+    assert spread(sample, 100).tolist() == list(range(17))
+    assert spread(sample[:0], 4).tolist() == []

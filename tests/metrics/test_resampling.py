@@ -10,6 +10,7 @@ from triune.metrics.intervals import bootstrap_interval
 from triune.metrics.resampling import (
     absolute_interval,
     bootstrap_statistic,
+    cluster_means,
     percentile_interval,
     square_interval,
     stretched,
@@ -103,3 +104,16 @@ def test_what_was_not_seen() -> None:
     assert unseen_share(np.zeros(20), [0, 1] * 10) == pytest.approx(3.8414588 / (2 + 3.8414588))
     assert stretched((0.1, 0.2), 0.15, (0.0, 1.0)) == (0.0, 0.35)
     assert all(map(math.isnan, stretched((math.nan, math.nan), 0.5, (0.0, 1.0))))
+
+
+def test_cluster_means_are_those_of_drawing_the_clusters_samples() -> None:
+    parts, clusters = np.add(rng().normal(size=(300, 2)), [1.0, -2.0]), (np.arange(300) // 7).tolist()
+    fast = cluster_means(parts, clusters, rng=rng(1), n_resamples=4000)
+    slow = bootstrap_statistic(
+        lambda index: parts[index].mean(0), 300, rng=rng(2), clusters=clusters, n_resamples=4000
+    )
+    np.testing.assert_allclose(fast.mean(0), slow.mean(0), atol=0.01)
+    np.testing.assert_allclose(fast.std(0), slow.std(0), rtol=0.05)
+    assert cluster_means(parts[:5], [0] * 5, rng=rng()).shape == (0, 2)
+    with pytest.raises(InputError, match="4 clusters for 5 samples"):
+        cluster_means(parts[:5], [0] * 4, rng=rng())

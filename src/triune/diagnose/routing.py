@@ -58,6 +58,16 @@ def token_routing(
     return TokenRouting(router.layer_probabilities(list(logits), config), sample)
 
 
+def spread(sample: Int[Tensor, " tokens"], most: int) -> Int[Tensor, " kept"]:
+    """The places of at most `most` tokens of every row, evenly spread over it; all where it has no more."""
+    kept: list[Tensor] = []
+    for row in sample.unique():
+        places = (sample == row).nonzero().flatten()
+        n = min(most, len(places))
+        kept.append(places[torch.arange(n) * len(places) // n])
+    return torch.cat(kept).sort().values if kept else sample
+
+
 def routing_logits(
     model: TriuneForCausalLM, rows: Sequence[Encoded], pad_id: int, batch_size: int = 64
 ) -> tuple[Logits, list[int]]:

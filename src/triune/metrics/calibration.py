@@ -18,6 +18,7 @@ from triune.metrics.intervals import Measure, wilson_interval
 from triune.metrics.resampling import (
     absolute_interval,
     bootstrap_statistic,
+    cluster_means,
     statistic_score,
     stretched,
     unseen_share,
@@ -104,9 +105,15 @@ def ece_score(
     another length.
     """
     known, right = event_form(confidence, correct)
-    drawn = bootstrap_statistic(
-        lambda index: _gaps(known[index], right[index], N_BINS, bins), len(known), rng=rng, clusters=clusters
-    )
+    if bins == "width" and clusters is not None:
+        # The bins stay, so a draw of clusters is a sum of the clusters' own sums: no sample is looked at again.
+        parts = np.zeros((len(known), N_BINS))
+        parts[np.arange(len(known)), bin_numbers(known, N_BINS, bins)] = right - known
+        drawn = cluster_means(parts, clusters, rng=rng)
+    else:
+        drawn = bootstrap_statistic(
+            lambda index: _gaps(known[index], right[index], N_BINS, bins), len(known), rng=rng, clusters=clusters
+        )
     interval = absolute_interval(drawn, _gaps(known, right, N_BINS, bins))
     interval = stretched(interval, unseen_share(right, clusters), (0.0, 1.0))
     return statistic_score(measure, ece(known, right, N_BINS, bins), len(known), interval)

@@ -49,6 +49,31 @@ def bootstrap_statistic(
     return np.stack(rows)
 
 
+def cluster_means(
+    parts: Float64[np.ndarray, "n parts"],
+    clusters: Sequence[Hashable],
+    *,
+    rng: np.random.Generator,
+    n_resamples: int = N_RESAMPLES,
+) -> Float64[np.ndarray, "resamples parts"]:
+    """The means of `parts` over draws of whole clusters, as `bootstrap_statistic` of the mean gives them.
+
+    A draw's sum is that of its clusters' sums, so the cost does not grow with the samples. No rows below two clusters.
+    Raises InputError for clusters of another length.
+    """
+    if len(clusters) != len(parts):
+        raise InputError(f"{len(clusters)} clusters for {len(parts)} samples; wanted one for each.")
+    numbers: dict[Hashable, int] = {}
+    groups = np.array([numbers.setdefault(label, len(numbers)) for label in clusters], dtype=np.int64)
+    n_groups = len(numbers)
+    if n_groups < 2:
+        return np.empty((0, parts.shape[1]))
+    sums = np.stack([np.bincount(groups, weights=column, minlength=n_groups) for column in parts.T], axis=1)
+    times = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples).astype(np.float64)
+    counts = np.bincount(groups, minlength=n_groups).astype(np.float64)
+    return (times @ sums) / (times @ counts)[:, None]
+
+
 def percentile_interval(drawn: Float64[np.ndarray, " resamples"], *, level: float = LEVEL) -> Interval:
     """The quantiles (1 ∓ level)/2 of a resampled statistic; (NaN, NaN) where nothing was drawn."""
     if not len(drawn):

@@ -14,7 +14,7 @@ from triune.baselines.opening import open_subject
 from triune.data.rows import load_rows, write_rows
 from triune.diagnose.drift import drift_scores, projection
 from triune.diagnose.latency import latency_ratio
-from triune.diagnose.routing import routing_map, token_routing
+from triune.diagnose.routing import routing_map, spread, token_routing
 from triune.diagnose.size import size
 from triune.errors import InputError
 from triune.evaluation import likelihoods, scoring
@@ -31,6 +31,7 @@ from triune.record import Step, identify, write_json
 from triune.types import Agreement, BenchmarkPrompt, Example, Preference, Question, Sample
 
 MAPPED = ("base", "mixture", "average", "sum", "fused")  # beside the experts, on the map of hidden states
+TOKENS = 24  # of a row that the routing's calibration is measured on: more say little more, and cost resampling
 SHOWN = 4  # answers a benchmark that the report shows side by side
 
 
@@ -137,8 +138,9 @@ def _look_at_routing(scorer: Scorer, context: Context, data: Path, model: Path |
         return
     found = token_routing(fused, rows, pad_id(scorer.tokenizer), scorer.batch_size)
     axis = torch.tensor([names.index(str(row.axis)) for row in rows])
-    probs = found.probs.float().contiguous()
-    save_tensors(draft / "routed.safetensors", {"probs": probs, "sample": found.sample, "axis": axis})
+    kept = spread(found.sample, TOKENS)
+    probs = found.probs[:, kept].float().contiguous()
+    save_tensors(draft / "routed.safetensors", {"probs": probs, "sample": found.sample[kept], "axis": axis})
     fitted = model / "calibration.json" if model is not None else None
     if fitted is not None and fitted.is_file():
         write_json(draft / "isotonic.json", json.loads(fitted.read_text(encoding="utf-8"))["isotonic"])
