@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from tests.baselines.tiny_experts import save_experts, save_fine_tune, settings
 from triune import pipeline
 from triune.cli.main import app
+from triune.cli.options import out_console
 from triune.data.rows import write_rows
 from triune.errors import InputError
 from triune.method_settings import DiagnoseCollapse
@@ -270,6 +271,13 @@ def test_what_is_no_run(run: Path, tmp_path: Path) -> None:
         collapse_of_run(run)
 
 
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no cell is broken."""
+    monkeypatch.setattr(out_console, "width", 200)
+
+
+@pytest.mark.usefixtures("wide")
 def test_from_the_command_line(root: Path, tmp_path: Path) -> None:
     words = ["--base", str(root / "base"), "--template", "dialogue", "--max-length", "64"]
     for axis in AXES:
@@ -278,16 +286,17 @@ def test_from_the_command_line(root: Path, tmp_path: Path) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in own))
         words += ["--data", f"{axis}={path}", "--expert", f"{axis}={root / 'experts' / axis}"]
     words += ["--fused", str(root / "fused"), "--out", str(tmp_path / "out"), "least=4", "rank=2"]
-    result = CliRunner().invoke(app, ["diagnose", "collapse", *words], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, ["diagnose", "collapse", *words])
     assert result.exit_code == 0, result.output
     for text in ("forgetting, loss, nats/token", "misrouted rows", "cannot be checked here", "collapse.html"):
         assert text in result.output
     assert load_collapse(tmp_path / "out").about == "experts of base"
 
 
+@pytest.mark.usefixtures("wide")
 def test_a_run_from_the_command_line(run: Path, tmp_path: Path) -> None:
     words = ["diagnose", "collapse", "--run", str(run), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "forgetting, score, %" in result.output
     assert "as the run proved" in result.output

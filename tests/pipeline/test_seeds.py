@@ -264,7 +264,7 @@ def test_the_real_thing(tmp_path: Path) -> None:
     run(tiny(align__gating=0.5), out, again)
     begun = again.said.index("seed-1 (2 of 2)")
     assert all("finished before" in line for line in again.said[1:begun])
-    assert not all("finished before" in line for line in again.said[begun + 1 :])
+    assert again.tasks != []  # what is made anew shows its progress, and says nothing
 
 
 @pytest.mark.parametrize(
