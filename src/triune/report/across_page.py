@@ -1,11 +1,7 @@
 """The page of a recipe over several seeds: one HTML file that opens from disk and loads nothing."""
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from string import Template
 
 from triune.report import run_sections
 from triune.report.across_figures import reach, seed_panels
@@ -40,8 +36,8 @@ from triune.report.labels import (
 )
 from triune.report.numerals import listed, seconds_text, size_text, value_text
 from triune.report.page import page_title
+from triune.report.shell import Shell, build_shell
 from triune.report.tables import judge_lines
-from triune.report.theme import style_variables
 
 # The costs that the score tables show; across.json has all.
 SHOWN_COSTS = ("parameters_active", "train_steps", "latency_ratio", "memory_bytes")
@@ -51,30 +47,23 @@ SIDES = {"better": ("right", "better"), "worse": ("wrong", "worse"), "apart": ("
 
 
 def build_across_page(run: AcrossRun) -> str:
-    """The whole page as text; what comes from files is escaped, and a content policy backs that up."""
-    room = files("triune.report")
-    script, style, template = (
-        room.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css", "across.html")
-    )
-    sections = [section for make in SECTIONS if isinstance(section := make(run), Section)]
+    """The whole page as text; what comes from files is escaped."""
     recipe = run.means.recipe
-    return Template(template).substitute(
-        title=escape(page_title(run.means)),
+    shell = Shell(
+        title=page_title(run.means),
+        lead=lead(run),
+        kicker="Triune report over seeds",
+        skip=("scores", "scores"),
+        files='Also in this folder: <a href="report.md">report.md</a>, <a href="across.csv">across.csv</a>, '
+        '<a href="across.json">across.json</a>. <a href="#caveats">What this does not show</a>. '
+        '<a href="#seeds">The seeds\' own pages</a>.',
+        made="Made by <code>triune report</code> from the seeds' files in "
+        f"<code>{escape(run.means.folder.name)}</code>; every mean, interval and difference stands in "
+        "across.json with the seeds' own values.",
         about=paragraph(recipe.about, "about") if recipe and recipe.about else "",
-        lead="".join(paragraph(sentence) for sentence in lead(run)),
-        contents="".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections),
-        sections="".join(map(_section, sections)),
-        folder=escape(run.means.folder.name),
-        variables=style_variables(),
-        style=style + room.joinpath("across.css").read_text(encoding="utf-8"),
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        styles=("across.css",),
     )
-
-
-def _section(section: Section) -> str:
-    head = f'<h2 id="{section.name}-title">{escape(section.title)}</h2>'
-    return f'<section id="{section.name}" aria-labelledby="{section.name}-title">{head}{section.body}</section>'
+    return build_shell(shell, [section for make in SECTIONS if isinstance(section := make(run), Section)])
 
 
 def scores(run: AcrossRun) -> Section:

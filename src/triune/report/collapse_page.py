@@ -1,11 +1,7 @@
 """The page of `triune diagnose collapse`: one HTML file that opens from disk and loads nothing."""
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable
-from importlib.resources import files
-from string import Template
 
 from triune.report.calibration_figures import Reliability, reliability_figures
 from triune.report.calibration_sections import METRICS
@@ -14,32 +10,30 @@ from triune.report.collapse_figures import ALL, angle_figures, draw_forgetting, 
 from triune.report.collapse_parts import ForgettingMap, Reading
 from triune.report.collapse_words import HOW, TITLES, WHAT, degrees_text, lead, reading_text, signs, title
 from triune.report.html import Section, cell, data_table, details, escape, figure, grid, paragraph
-from triune.report.theme import style_variables
+from triune.report.shell import Shell, build_shell
+
+METHODS = (
+    '<a href="https://arxiv.org/abs/2602.07381">AlignX (arXiv 2602.07381)</a>, '
+    '<a href="https://arxiv.org/abs/1905.00414">CKA (arXiv 1905.00414)</a>, unbiased as in '
+    '<a href="https://arxiv.org/abs/2010.15327">arXiv 2010.15327</a>'
+)
 
 
 def build_collapse_page(found: CollapseAccount) -> str:
-    """The whole page as text; what comes from files is escaped, and a content policy backs that up."""
-    room = files("triune.report")
-    script, style, more, template = (
-        room.joinpath(name).read_text(encoding="utf-8")
-        for name in ("page.js", "page.css", "across.css", "collapse.html")
+    """The whole page as text; what comes from files is escaped."""
+    shell = Shell(
+        title=title(found),
+        lead=[sentence for sentence in lead(found) if sentence],
+        kicker="Triune diagnosis",
+        skip=("short", "numbers"),
+        files='Also in this folder: <a href="collapse.md">collapse.md</a>, '
+        '<a href="collapse.json">collapse.json</a>, <a href="record.json">record.json</a>.',
+        made="Made by <code>triune diagnose collapse</code>; every number stands in collapse.json, none was computed "
+        "for this page.",
+        methods=METHODS,
+        styles=("across.css", "collapse.css"),
     )
-    sections = [section for make in SECTIONS if (section := make(found)) is not None]
-    return Template(template).substitute(
-        title=escape(title(found)),
-        lead="".join(paragraph(sentence) for sentence in lead(found) if sentence),
-        contents="".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections),
-        sections="".join(map(_section, sections)),
-        variables=style_variables(),
-        style=style + more,
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-
-
-def _section(section: Section) -> str:
-    head = f'<h2 id="{section.name}-title">{escape(section.title)}</h2>'
-    return f'<section id="{section.name}" aria-labelledby="{section.name}-title">{head}{section.body}</section>'
+    return build_shell(shell, [section for make in SECTIONS if (section := make(found)) is not None])
 
 
 def short(found: CollapseAccount) -> Section:
