@@ -3,11 +3,14 @@
     python benchmarks/judges.py --data ../shared/data --json docs/results/judges.json
 
 For each kind: agreement on held-out prompts, and on whole data sets without which a judge was trained; beside harm and
-refusal the substring list and the refusal patterns, on the same sets. Attacks: the mean value over AlpacaEval's test
-prompts, for preference against text_davinci_003. Trained judges come from the cache (TRIUNE_CACHE).
+refusal the substring list and the refusal patterns, on the same sets. For the rule `admits`: Do-Not-Answer's action 4,
+by halves of its questions, of which it was developed on one. Attacks: the mean value over AlpacaEval's test prompts,
+for preference against text_davinci_003. Trained judges come from the cache (TRIUNE_CACHE).
 """
 
 import argparse
+import csv
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from triune.data.labelled import LabelledAnswer
+from triune.data.labelled import MODELS_ASKED, LabelledAnswer
 from triune.data.splits import prompt_key
 from triune.judges.attacks import ATTACKS, constant, under_attack
 from triune.judges.classifier import KINDS, judge_for
@@ -33,6 +36,7 @@ from triune.types import Agreement
 # What a rule says of the event: a refusal, or, for harm, that there is none.
 BASELINES = {"harm": True, "refusal": False}
 RULES = ("refusal_phrase", "refusal")
+ADMITS = 4  # Do-Not-Answer's action: is not able to answer, or not sure
 ORDINARY_MODELS = ("text_davinci_003", "llama-2-7b-chat-hf")
 
 
@@ -47,6 +51,28 @@ def baseline(rule: str, turned: bool, items: Sequence[LabelledAnswer]) -> dict[s
     values = [None if v.value is None else (1 - v.value if turned else v.value) for v in verdicts]
     labelled = Labelled(values, [item.label for item in items], [prompt_key(item.prompt) for item in items])
     return table(judge_agreement(labelled, judge=rule, source="", rng=np.random.default_rng(0)))
+
+
+def admissions(data: Path) -> dict[str, Any]:
+    """The rule `admits` on both halves of Do-Not-Answer's questions, with refusals (action 0) and without."""
+    with (data / "do_not_answer/data_en.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {}
+    for half, name in enumerate(("developed on", "held out")):
+        mine = [row for row in rows if _half(row["question"]) == half]
+        for least, part in ((0, "all"), (1, "without refusals")):
+            items = [
+                LabelledAnswer(row["question"], row[f"{model}_response"], float(int(row[f"{model}_action"]) == ADMITS))
+                for row in mine
+                for model in MODELS_ASKED
+                if int(row[f"{model}_action"]) >= least
+            ]
+            found[f"{name}, {part}"] = baseline("admits", False, items)
+    return found
+
+
+def _half(question: str) -> int:
+    return int(hashlib.sha256(question.strip().lower().encode()).hexdigest(), 16) % 2
 
 
 def length_alone(judge: Judge, items: Sequence[LabelledAnswer]) -> dict[str, float]:
@@ -154,10 +180,11 @@ def main() -> None:
     items = list({item.prompt: item for item in test}.values())[: told.prompts]
     cases = [Case(item.prompt, item.other, item.other) for item in items]
     result: dict[str, Any] = {}
+    rules = {"admits": admissions(told.data)}
     for kind in ("refusal", "preference", "informative", "truthful", "harm"):
         result[kind] = measure(kind, told.data, told.cache, cases)
         print(kind, json.dumps(result[kind]["held-out prompts"]), flush=True)
-        write_json(told.json, {"kinds": result, "environment": environment()})
+        write_json(told.json, {"kinds": result, "rules": rules, "environment": environment()})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The judge of two parts: what it adds up, what it learns from prompts, and what it keeps."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from triune.judges.classifier import open_judge, train_judge
-from triune.judges.features import NUMBERS, Block, Features
+from triune.judges.features import NUMBERS, VIEWS, Block, Features
 from triune.judges.gated import answered, is_gated
 from triune.judges.judge import Case, Judge
-from triune.judges.linear import Fitted, bounded, pair_scores
+from triune.judges.linear import Fitted, joined, pair_scores
 from triune.judges.stored import load_judge
 from triune.judges.training_answers import ASKED, ORDINARY, Source, read_answers
 
@@ -67,13 +68,32 @@ def judge(folder: Path) -> Judge:
     return open_judge(folder)
 
 
-def test_the_score_is_the_sum_of_both_parts_with_the_gate_bounded() -> None:
-    np.testing.assert_array_equal(bounded(np.array([-9.0, -4, 0.5, 2, 7])), [-4, -4, 0.5, 2, 2])
-    # One number a part: "empty" is 1 for an empty answer. 3·1 + 0.25, and a gate of 1 − 8, which is held at −4.
+def slowly(z: float, g: float) -> float:
+    return -math.log(1 + math.exp(-z) + math.exp(-g)) + 0.5 * min(max(g, -2.0), 2.0)
+
+
+def test_both_parts_are_joined_as_a_product() -> None:
+    # By hand: −ln 3 at (0, 0); where the prompt is sure, ln σ(z) + 1; where it is surely ordinary, nearly g − 1.
+    assert joined(np.zeros(1), np.zeros(1)).tolist() == pytest.approx([-math.log(3)], rel=1e-12)
+    assert joined(np.array([2.0]), np.array([60.0]))[0] == pytest.approx(1 - math.log(1 + math.exp(-2)), rel=1e-12)
+    assert joined(np.array([60.0]), np.array([-30.0]))[0] == pytest.approx(-31, abs=1e-9)
+    z, g = (values.ravel() for values in np.meshgrid(np.linspace(-9, 9, 19), np.linspace(-9, 9, 19)))
+    slow = [slowly(*both) for both in zip(z.tolist(), g.tolist(), strict=True)]
+    np.testing.assert_allclose(joined(z, g), slow, rtol=1e-12, atol=1e-14)
+    # It rises with either; no score overflows.
+    assert (np.diff(joined(z, g).reshape(19, 19), axis=0) > 0).all()
+    assert (np.diff(joined(z, g).reshape(19, 19), axis=1) > 0).all()
+    assert np.isfinite(joined(np.array([-1e6, 1e6]), np.array([1e6, -1e6]))).all()
+
+
+def test_the_gate_enters_a_score_as_joined() -> None:
+    # One number a part: "empty" is 1 for an empty answer. z = 3·1 + 0.25, and a gate of 1 − 8.
     features = Features((), ("empty",))
     gate = Fitted(features, (), np.array([-8.0]), 1.0)
     fitted = Fitted(features, (), np.array([3.0]), 0.25, gate=gate)
-    assert pair_scores(fitted, [("p", ""), ("p", "a")]).tolist() == [3.25 - 4, 0.25 + 1]
+    assert pair_scores(fitted, [("p", ""), ("p", "a")]).tolist() == pytest.approx(
+        [slowly(3.25, -7), slowly(0.25, 1)], rel=1e-12
+    )
     assert pair_scores(replace(fitted, gate=None), [("p", "")]).tolist() == [3.25]
 
 
@@ -110,7 +130,7 @@ def test_what_is_measured_has_no_bare_prompts(folder: Path, sources: list[Source
 def test_both_parts_are_stored(folder: Path, judge: Judge) -> None:
     fitted = load_judge(folder).fitted
     assert fitted.gate is not None
-    assert fitted.gate.features == Features((Block("asked", 1, 1),))
+    assert fitted.gate.features == Features((Block("stems", 1, 2),))
     assert np.isfinite(fitted.gate.coefficients).all()
     assert open_judge(folder).version == judge.version
 
@@ -120,3 +140,15 @@ def test_repetition_and_words_by_hand() -> None:
     assert NUMBERS["unrepeated"]("", "a b") == 1
     assert NUMBERS["worded"]("", "abcde " + "x" * 25) == 5 / 30
     assert NUMBERS["worded"]("", "") == 1
+
+
+def test_stems_and_densities_by_hand() -> None:
+    assert VIEWS["stems"]("Robbing banks, robbery!", "said") == "robbi banks robbe"
+    # Once "not" in four words, of which ten more are assumed.
+    assert NUMBERS["negates"]("", "You can NOT swim.") == 10 / 14
+    assert NUMBERS["negates"]("not", "Knot") == 0
+    assert NUMBERS["oneself"]("", "I like my own way") == 1  # 20 / 15, held at 1
+    assert NUMBERS["warns"]("", "It violates rules") == 10 / 13
+    assert NUMBERS["advises"]("", "Please consult somebody") == 10 / 13
+    assert all(NUMBERS[name]("", "") == 0 for name in ("negates", "advises", "warns", "oneself"))
+    assert NUMBERS["negates"]("", "no " * 5000) == 1

@@ -65,6 +65,7 @@ class Kind:
 _ANSWER = Block("answer")
 _RELATING = ("returned", "new", "distinct", "lettered", "common", "echoes", "unrepeated", "worded")
 _REFUSING = ("refuses", "phrase", "listed", "cautions")
+_SAYING = ("refuses", "phrase", "negates", "advises", "warns", "oneself")
 _QUESTIONED = Features((_ANSWER, Block("linked", 1, 1, weight=0.5)), ("refuses", "returned", "new"))
 _XSTEST = "xstest/xstest_v2_completions_{}_gpteval.csv"
 _JUDGED = ("alpaca-7b", "phi-2", "text_davinci_001", "llama-2-7b-chat-hf")
@@ -99,7 +100,7 @@ KINDS: dict[str, Kind] = {
             Source("alpaca/alpaca_19k.json", "ordinary_answers", ORDINARY, limit=2000),
             *(Source(place, form, ASKED + group) for place, form, group in _ASKED_IN),
         ),
-        Features((_ANSWER,), _REFUSING),
+        Features((_ANSWER,), _SAYING),
         balanced=True,
     ),
     "refusal": Kind(

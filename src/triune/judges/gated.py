@@ -3,11 +3,12 @@
 No set with labels of harm has ordinary prompts, so that words of answers alone call every helpful answer unsafe. The
 gate learns from prompts, which need no labels of answers. The score of an answer a to a prompt p is
 
-    z = l(a) − ½ r(a) + min(max(g(p), −4), 2),    P(unsafe) = σ(s z + o),
+    w = 3 l(a) + ½ − 1½ r(a),    z = −ln(1 + e^(−w) + e^(−g(p))) + ½ min(max(g(p), −2), 2),    P(unsafe) = σ(s z + o),
 
-l and g the log-odds of both parts, r whether the refusal patterns match. The bounds keep a prompt, of which a gate can
-be very sure, from deciding against everything that the answer says. s and o are fitted to answers of whole groups that
-the parts did not see, every group and label weighing the same: words tell less of another set than of one's own.
+l and g the log-odds of both parts, r whether the refusal patterns match. Unsafe is what was asked for as harm and also
+says harm: a product, in which the prompt decides little between answers that are clearly safe. s and o are fitted to
+answers of whole groups that the parts did not see, every group and label weighing the same: words tell less of another
+set than of one's own.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,16 @@ import numpy as np
 from triune.data.labelled import LabelledAnswer
 from triune.data.splits import prompt_key
 from triune.judges.features import PIECE, Block, Counted, Features, clip, counted
-from triune.judges.linear import Fitted, Row, balanced_weights, bounded, calibrated, fit_single, scores
+from triune.judges.linear import Fitted, Row, balanced_weights, calibrated, fit_single, joined, scores
 from triune.judges.training_answers import ASKED, ORDINARY, groups_of
 
-GATE = Features((Block("asked", 1, 1),))
+GATE = Features((Block("stems", 1, 2),))
 _GATE_STRENGTH = 15.0
-_REFUSED = 0.5
+# Of w: l is shrunk hard, so that it is stretched; what refuses is hardly ever unsafe.
+_STRETCH, _SHIFT, _REFUSED = 3.0, 0.5, 1.5
 # Ordinary answers together, as a share of a group's weight: in the answers' part, and in the last calibration.
 _ORDINARY_TAUGHT = 0.05
-_ORDINARY_WEIGHED = 2.0
+_ORDINARY_WEIGHED = 3.0
 Rows = np.ndarray
 
 
@@ -120,16 +122,13 @@ def _groups(rows: Material) -> list[str]:
 
 
 def _parts(features: Features, rows: Material, without: str, strength: float) -> Fitted:
-    """The answers' part in log-odds, refusals in it, and the gate, both without a group and its prompts ("": all)."""
+    """The answers' part and the gate, both without a group and its prompts ("": all)."""
     left_out = np.isin(rows.names, [without, ASKED + without])
     known = ~np.isin(rows.keys, rows.keys[left_out])
     prompts = np.char.startswith(rows.names, ASKED)
     answers = known & ~prompts
-    taught, kept = np.flatnonzero(answers & rows.taught), np.flatnonzero(answers & ~rows.taught)
+    taught = np.flatnonzero(answers & rows.taught)
     said = fit_single(features, rows.said.take(taught), rows.labels[taught], _taught_weights(rows, taught), strength)
-    z = scores(said, rows.said.take(kept))
-    weights = balanced_weights(rows.labels[kept], rows.names[kept].tolist())
-    said = calibrated(said, z, rows.labels[kept], weights, False)
     asked = np.flatnonzero(known & prompts & rows.taught)
     asked = asked[np.unique(rows.keys[asked], return_index=True)[1]]
     gate = fit_single(GATE, rows.asked.take(asked), rows.labels[asked], _asked_weights(rows, asked), _GATE_STRENGTH)
@@ -137,23 +136,17 @@ def _parts(features: Features, rows: Material, without: str, strength: float) ->
 
 
 def _folded(said: Fitted) -> Fitted:
-    """The same with its sigmoid's slope and offset in the coefficients, and half a unit off what refuses."""
-    coefficients = said.slope * said.coefficients
+    """w in place of l, all of it in the coefficients."""
+    coefficients = _STRETCH * said.coefficients
     if "refuses" in said.features.numbers:
         numbers = said.features.numbers
         coefficients[len(coefficients) - len(numbers) + numbers.index("refuses")] -= _REFUSED / said.features.scale
-    return replace(
-        said,
-        coefficients=coefficients,
-        intercept=said.slope * said.intercept + said.offset,
-        slope=1.0,
-        offset=0.0,
-    )
+    return replace(said, coefficients=coefficients, intercept=_STRETCH * said.intercept + _SHIFT)
 
 
 def _scored(fitted: Fitted, rows: Material, places: Rows) -> Row:
     z = scores(fitted, rows.said.take(places))
-    return z if fitted.gate is None else z + bounded(scores(fitted.gate, rows.asked.take(places)))
+    return z if fitted.gate is None else joined(z, scores(fitted.gate, rows.asked.take(places)))
 
 
 def _taught_weights(rows: Material, places: Rows) -> Row:
@@ -166,12 +159,5 @@ def _taught_weights(rows: Material, places: Rows) -> Row:
 
 
 def _asked_weights(rows: Material, places: Rows) -> Row:
-    """Harmful and ordinary prompts weigh the same; among either, a source weighs by the root of its size."""
-    weights = np.zeros(len(places))
-    names, labels = rows.names[places], rows.labels[places]
-    for label in (0.0, 1.0):
-        for name in set(names[labels == label]):
-            inside = (names == name) & (labels == label)
-            weights[inside] = inside.sum() ** -0.5
-        weights[labels == label] *= len(places) / 2 / weights[labels == label].sum()
-    return weights
+    """Harmful and ordinary prompts weigh the same."""
+    return balanced_weights(rows.labels[places], [""] * len(places))

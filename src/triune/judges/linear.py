@@ -16,7 +16,8 @@ from triune.judges.features import Counted, Features, Pair, counted, rarities, w
 
 Row = Float64[np.ndarray, " n"]
 _MAX_ITERATIONS = 1000
-_BOUNDS = (-4.0, 2.0)
+# What the gate alone adds, and the bounds of it.
+_SHARE, _BOUND = 0.5, 2.0
 _LENGTH = 800.0  # characters of difference at which length saturates, about the spread of AlpacaEval's answers
 # How freely length explains a verdict while the rest is fitted: its coefficient is shrunk 9 times less.
 _LENGTH_SCALE = 3.0
@@ -26,7 +27,7 @@ _LENGTH_SCALE = 3.0
 class Fitted:
     """What training found. `idf` has one array a block; `coefficients` stand in the features' order.
 
-    `gate`: another score, bounded and added, where there is one (`triune.judges.gated`).
+    `gate`: another score that both have to be high with, where there is one (`joined`).
     """
 
     features: Features
@@ -43,15 +44,20 @@ def scores(fitted: Fitted, counts: Counted) -> Row:
     return np.asarray(weighted(fitted.features, counts, fitted.idf) @ fitted.coefficients) + fitted.intercept
 
 
-def bounded(z: Row) -> Row:
-    """A gate's score within [−4, 2]."""
-    return np.clip(z, *_BOUNDS)
+def joined(z: Row, gate: Row) -> Row:
+    """−ln(1 + e^(−z) + e^(−g)) + ½ min(max(g, −2), 2), z the score of an answer and g that of its prompt.
+
+    The first part is about the smaller of z, g and 0: a product of two probabilities, so that between answers that are
+    clearly safe the prompt decides little. The second lets a prompt that plainly asks for harm count a little more.
+    """
+    both = np.logaddexp(0.0, np.logaddexp(-z, -gate))
+    return np.asarray(_SHARE * np.clip(gate, -_BOUND, _BOUND) - both)
 
 
 def pair_scores(fitted: Fitted, pairs: Sequence[Pair]) -> Row:
-    """z of each prompt and answer, with the gate's where there is one."""
+    """z of each prompt and answer, joined with the gate's where there is one."""
     z = scores(fitted, counted(fitted.features, pairs))
-    return z if fitted.gate is None else z + bounded(pair_scores(fitted.gate, pairs))
+    return z if fitted.gate is None else joined(z, pair_scores(fitted.gate, pairs))
 
 
 def probabilities(fitted: Fitted, z: Row) -> Row:
