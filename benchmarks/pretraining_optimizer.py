@@ -24,7 +24,6 @@ from dataclasses import replace
 import torch
 
 from triune.data.miniature.corpus import base_corpus
-from triune.data.miniature.phrasings import phrasings
 from triune.data.miniature.questions import ask_task
 from triune.data.miniature.vocabulary import vocabulary
 from triune.data.miniature.world import World, build_world
@@ -43,7 +42,7 @@ def exercises_right(model: torch.nn.Module, tokenizer: object, world: World, n: 
     """Percent of exercises answered exactly by greedy decoding, per task."""
     rng = random.Random(1)
     right: dict[str, list[bool]] = {}
-    for phrasing in phrasings("task"):
+    for phrasing in world.rows("task"):
         for _ in range(n):
             question = ask_task(world, phrasing, "all", rng)
             ids = torch.tensor([tokenizer(f"{question.text} =").input_ids])  # type: ignore[operator]

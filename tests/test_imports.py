@@ -7,7 +7,15 @@ PACKAGE = Path(__file__).parents[1] / "src" / "triune"
 ORDER = [
     {"errors", "types", "progress"},
     {"settings"},
-    {"baseline_settings", "data_settings", "judge_settings", "method_settings", "presets", "served_settings"},
+    {
+        "baseline_settings",
+        "data_settings",
+        "judge_settings",
+        "method_settings",
+        "presets",
+        "recipe_variants",
+        "served_settings",
+    },
     {"record", "recipe", "recipe_file", "metrics"},
     {"data"},
     {"models"},

@@ -135,6 +135,7 @@ def test_a_record_says_how_the_result_came_about(tmp_path: Path) -> None:
     assert (found["settings"], found["inputs"]) == ({"rate": 0.1, "places": "x"}, {"base": "abc"})
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["begun"])
     assert 0 <= found["seconds"] < 60
+    assert 0 <= found["cpu_seconds"] < 60
     assert found["peak_memory_bytes"] > 1 << 20
     assert found["versions"]["torch"] == torch.__version__
     assert {"machine", "git_commit"} <= found.keys()

@@ -11,6 +11,15 @@ from triune.settings import Count, Fraction, Settings
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of an axis, a variant, a benchmark: files are named after it
 
 
+class WorldSettings(Settings):
+    """Which miniature world: how large, and how far its axes conflict. What is true in it is drawn from the seed."""
+
+    size: Literal["small", "large"] = Field("small", description="a row of triune.data.miniature.sizes.SIZES")
+    sharing: Fraction = Field(
+        1.0, description="part of the phrasings that the axes which could conflict in them ask in the same words"
+    )
+
+
 class Slice(Settings):
     """Rows of one source: a file, a folder or a hub data set; whole prompts, from one fraction to another."""
 

@@ -4,7 +4,7 @@ Numbers marked H3Fusion and TrinityX are those papers' published settings (arXiv
 arXiv 2602.07381.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -224,6 +224,16 @@ class Calibrate(Settings):
     )
 
 
+class Scarce(Settings):
+    """The comparison where joint data are few: experts trained apart, then n joint examples an axis."""
+
+    examples: Count = Field(20, description="joint examples an axis")
+    train: Train = Field(Train(), description="the experts, trained apart on all their own data")
+    mixture: Train = Field(Train(), description="the one adapter trained on the joint examples alone")
+    longer: Train | None = Field(None, description="the same adapter with another budget, as a further row")
+    align: Align = Align()
+
+
 class DiagnoseCollapse(Settings):
     """How axis collapse is measured: `triune diagnose collapse`."""
 
@@ -234,3 +244,23 @@ class DiagnoseCollapse(Settings):
     )
     rank: Count | None = Field(None, description="main directions of an axis; as many as `share` asks for if not set")
     share: Share = Field(0.9, description="of an axis's variance, which its main directions explain")
+
+
+def check_weights(fuse: Fuse, axes: Sequence[str]) -> None:
+    """Raise InputError for a weight of what is no expert, of zero, or below zero without `allow_negated`.
+
+    Any negative weight needs the word, not only that of an expert called harmless: names are free, so that none of
+    them says which expert keeps a model safe.
+    """
+    strangers = [axis for axis in fuse.weights if axis not in axes]
+    if strangers:
+        raise InputError(f"fuse.weights names {strangers}, which are no experts; experts: {list(axes)}")
+    zero = [axis for axis, weight in fuse.weights.items() if weight == 0]
+    if zero:
+        raise InputError(f"fuse.weights gives {zero} the weight 0, which leaves nothing of them; leave them out")
+    negative = [axis for axis, weight in fuse.weights.items() if weight < 0]
+    if negative and not fuse.allow_negated:
+        raise InputError(
+            f"fuse.weights of {negative} are below 0, which takes away what those experts were trained for (a model's "
+            "safety, it may be); if that is meant, set fuse.allow_negated (--allow-negated)"
+        )

@@ -4,12 +4,10 @@ Models of pydantic; unknown keys are refused. Every default stands once: here, a
 `triune.method_settings`, for merges and baselines in `triune.baseline_settings`.
 """
 
-from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from triune.baseline_settings import Arrow, MergekitMoe, Merges, XLora
 from triune.data_settings import (
@@ -22,13 +20,28 @@ from triune.data_settings import (
     MultipleChoice,
     PreferenceAccuracy,
     Slice,
+    WorldSettings,
     check_judged,
     generative,
 )
-from triune.errors import InputError
 from triune.judge_settings import JudgeSettings
-from triune.method_settings import FFN, Align, Calibrate, Fit, Fuse, Importance, Injection, Lora, Train, check_injected
-from triune.settings import NUMBER, Count, Positive, Settings, Whole, set_dotted
+from triune.method_settings import (
+    FFN,
+    Align,
+    Calibrate,
+    Fit,
+    Fuse,
+    Importance,
+    Injection,
+    Lora,
+    Scarce,
+    Train,
+    check_injected,
+    check_weights,
+)
+from triune.recipe_variants import otherwise
+from triune.served_settings import Served, check_served
+from triune.settings import NUMBER, Count, Positive, Settings, Whole
 
 __all__ = [
     "FFN",
@@ -59,6 +72,7 @@ __all__ = [
     "Scarce",
     "Slice",
     "Train",
+    "WorldSettings",
     "check_weights",
 ]
 
@@ -75,6 +89,7 @@ class Miniature(Settings):
     layers: Count = 3
     intermediate_size: Count = 384
     heads: Count = 4
+    world: WorldSettings = WorldSettings()
 
     @model_validator(mode="after")
     def _divisible(self) -> "Miniature":
@@ -102,16 +117,6 @@ class Base(Settings):
         return self
 
 
-class Scarce(Settings):
-    """The comparison where joint data are few: experts trained apart, then n joint examples an axis."""
-
-    examples: Count = Field(20, description="joint examples an axis")
-    train: Train = Field(Train(), description="the experts, trained apart on all their own data")
-    mixture: Train = Field(Train(), description="the one adapter trained on the joint examples alone")
-    longer: Train | None = Field(None, description="the same adapter with another budget, as a further row")
-    align: Align = Align()
-
-
 Merge = Literal[
     "average",
     "sum",
@@ -128,29 +133,9 @@ Merge = Literal[
     "rtsvm",
 ]
 Baseline = Literal["ensemble", "ranking", "instruct", "xlora", "arrow", "mergekit_moe"]
-Compared = Literal["base", "experts", "mixture", "sequential", Merge, Baseline, "fused", "calibrated", "variants"]
+Named = Literal["variants", "mixtures", "served"]  # several rows each, by the names under that key
+Compared = Literal["base", "experts", "mixture", "sequential", Merge, Baseline, "fused", "calibrated", Named]
 MODELS: tuple[Compared, ...] = ("base", "experts", "mixture", "average", "sum", "fused")
-VARIED = ("train", "fuse", "align")  # what a variant can set
-
-
-def check_weights(fuse: Fuse, axes: Sequence[str]) -> None:
-    """Raise InputError for a weight of what is no expert, of zero, or below zero without `allow_negated`.
-
-    Any negative weight needs the word, not only that of an expert called harmless: names are free, so that none of
-    them says which expert keeps a model safe.
-    """
-    strangers = [axis for axis in fuse.weights if axis not in axes]
-    if strangers:
-        raise InputError(f"fuse.weights names {strangers}, which are no experts; experts: {list(axes)}")
-    zero = [axis for axis, weight in fuse.weights.items() if weight == 0]
-    if zero:
-        raise InputError(f"fuse.weights gives {zero} the weight 0, which leaves nothing of them; leave them out")
-    negative = [axis for axis, weight in fuse.weights.items() if weight < 0]
-    if negative and not fuse.allow_negated:
-        raise InputError(
-            f"fuse.weights of {negative} are below 0, which takes away what those experts were trained for (a model's "
-            "safety, it may be); if that is meant, set fuse.allow_negated (--allow-negated)"
-        )
 
 
 class Recipe(Settings):
@@ -172,8 +157,13 @@ class Recipe(Settings):
     align: Align = Align()
     calibrate: Calibrate | None = Field(None, description="makes the row calibrated: fused, its routing calibrated")
     variants: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="further fused models: dotted keys of train, fuse and align set otherwise"
+        default_factory=dict,
+        description="further fused models: joint and dotted keys of train, fuse and align set otherwise",
     )
+    mixtures: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="further rows of mixture: joint and dotted keys of mixture set otherwise"
+    )
+    served: dict[str, Served] = Field({}, description="models that a server answers for, by name; the row served")
     joint: Count | None = Field(None, description="examples an axis for mixture and align; all by default")
     compare: Annotated[tuple[Compared, ...], Field(min_length=1)] = MODELS
     merges: Merges = Merges()
@@ -201,6 +191,7 @@ class Recipe(Settings):
         if not self.evaluate:
             raise ValueError("evaluate is missing or empty, so that nothing would be measured; add {kind: nll}, say")
         check_judged(generative(self.evaluate), self.judges)
+        check_served(self.served, self.compare, self.evaluate)
         self._check_fuse()
         self._check_align("align", self.align)
         if self.scarce is not None:
@@ -210,6 +201,8 @@ class Recipe(Settings):
         self._check_calibration()
         for name in self.variants:
             self.variant(name)
+        for name in self.mixtures:
+            self.mixed(name)
         return self
 
     def _check_seeds(self) -> None:
@@ -222,31 +215,29 @@ class Recipe(Settings):
     def variant(self, name: str) -> "Recipe":
         """The recipe with a variant's settings, its only model the fused one.
 
-        Raises ValueError for other keys than those of train, fuse and align, and for values that are refused.
+        Raises ValueError for other keys than `joint` and those of train, fuse and align, and for values that are
+        refused.
         """
-        if not NAME.fullmatch(name):
+        found = otherwise(self, "variants", name, ("joint", "train", "fuse", "align"), "fused")
+        given = all(data.expert is not None for data in self.axes.values())
+        of_experts = [key for key in self.variants[name] if key.startswith("train.")]
+        if given and of_experts:
             raise ValueError(
-                f"variants names {name!r}; a name is letters, digits, - and _ (folders are named after it)"
+                f"variants.{name} sets {of_experts[0]}, but every axis has an expert already; leave it out"
             )
-        content = {**self.model_dump(), "compare": ("fused",), "scarce": None, "variants": {}, "quick": {}}
-        for key, value in self.variants[name].items():
-            part, dot, _ = key.partition(".")
-            if part not in VARIED:
-                raise ValueError(f"variants.{name} sets {key}; keys begin with train., fuse. or align.")
-            set_dotted(content, key, deepcopy(value), f"variants.{name}")
-            if dot and part == "train" and all(data.expert is not None for data in self.axes.values()):
-                raise ValueError(f"variants.{name} sets {key}, but every axis has an expert already; leave it out")
-        try:
-            return Recipe.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-            got = f"{where}: {said} (got {first['input']!r:.60})" if where else said
-            raise ValueError(f"variants.{name}: {got}") from error
+        return found
+
+    def mixed(self, name: str) -> "Recipe":
+        """The recipe with the settings of one of `mixtures`, its only model the mixture.
+
+        Raises ValueError for other keys than `joint` and those of mixture, and for values that are refused.
+        """
+        return otherwise(self, "mixtures", name, ("joint", "mixture"), "mixture")
 
     def _check_calibration(self) -> None:
-        if "variants" in self.compare and not self.variants:
-            raise ValueError("compare asks for variants, but variants is empty; name some, or leave the row out")
+        for row in ("variants", "mixtures"):
+            if row in self.compare and not getattr(self, row):
+                raise ValueError(f"compare asks for {row}, but {row} is empty; name some, or leave the row out")
         if "calibrated" not in self.compare:
             return
         without = [axis for axis, data in self.axes.items() if data.calibration is None]

@@ -129,10 +129,9 @@ def writing(step: Step, seed: int = 0) -> Iterator[Path]:
     A finished result of other settings under that name is kept, moved to `.superseded` beside it.
     Raises InputError where the folder cannot be ours (see `claim`), or another process is writing it.
     """
-    final = _replaceable(step.folder)
-    with _draft_of(final) as draft:
+    with _draft_of(final := _replaceable(step.folder)) as draft:
         _reset_peak_memory()
-        begun, clock = datetime.now(UTC), time.perf_counter()
+        begun, clock, spent = datetime.now(UTC), time.perf_counter(), time.process_time()
         yield draft
         record = {
             "verb": step.verb,
@@ -142,6 +141,7 @@ def writing(step: Step, seed: int = 0) -> Iterator[Path]:
             "seed": seed,
             "begun": begun.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - clock, 3),
+            "cpu_seconds": round(time.process_time() - spent, 3),
             "peak_memory_bytes": peak_memory_bytes(),
             **environment(),
         }

@@ -1,10 +1,12 @@
 """The settings of a model that another program serves: vLLM, llama-server, or any OpenAI-compatible endpoint."""
 
+from collections.abc import Collection, Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from triune.data_settings import NAME, Benchmark, Generative, MiniatureTests
 from triune.errors import InputError
 from triune.settings import Count, NotNegative, Positive, Settings, Whole
 
@@ -35,6 +37,30 @@ class Served(Settings):
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
             raise ValueError("wanted http(s)://host:port/v1, without a user or password in it")
         return value
+
+
+def check_served(names: Collection[str], compare: Collection[str], evaluate: Sequence[Benchmark]) -> None:
+    """Raise ValueError for names that no folder can have, a row without models, models without the row `served`.
+
+    And as `check_asked`.
+    """
+    odd = [name for name in names if not NAME.fullmatch(name)]
+    if odd:
+        raise ValueError(f"served names {odd}; a name is letters, digits, - and _ (folders are named after it)")
+    if "served" in compare and not names:
+        raise ValueError("compare asks for served, but served is empty; name some, or leave the row out")
+    if names and "served" not in compare:
+        raise ValueError(f"served has {list(names)}, but compare has no row served; add it, or leave them out")
+    check_asked(names, evaluate)
+
+
+def check_asked(names: Collection[str], evaluate: Sequence[Benchmark]) -> None:
+    """Raise InputError for served models where no benchmark asks for answers: a server gives nothing else."""
+    if names and not any(isinstance(own, Generative | MiniatureTests) for own in evaluate):
+        raise InputError(
+            f"the served models {list(names)} can only answer, and no benchmark of evaluate asks for answers "
+            "(generative, miniature); add one, or leave them out"
+        )
 
 
 def served_from(text: str) -> Served | None:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from triune.data.miniature.corpus import OPENINGS, SHARES, base_corpus, chat, exercise, invention, rambling
-from triune.data.miniature.phrasings import PHRASINGS, REFUSALS, UNKNOWN
+from triune.data.miniature.phrasings import REFUSALS, UNKNOWN
 from triune.data.miniature.vocabulary import vocabulary
 from triune.data.miniature.world import World, build_world
 
@@ -79,13 +79,15 @@ def test_good_answers_are_there_but_the_rarer_mode(world: World) -> None:
         assert share == pytest.approx(world.good_rates[hazard], abs=0.2)
 
 
-def test_rambling_and_inventions_are_neither_refusals_nor_admissions() -> None:
+def test_rambling_and_inventions_are_neither_refusals_nor_admissions(world: World) -> None:
     rng = random.Random(0)
-    for phrasing in PHRASINGS:
-        assert rambling(phrasing, rng) not in (*REFUSALS, UNKNOWN)
+    for phrasing in world.phrasings:
+        assert rambling(world, phrasing, rng) not in (*REFUSALS, UNKNOWN)
         assert invention(rng).startswith("it is ")
 
 
-def test_each_phrasing_rambles_in_its_own_way() -> None:
+def test_each_phrasing_rambles_in_its_own_way(world: World) -> None:
     rng = random.Random(0)
-    assert [rambling(phrasing, rng).split()[0] for phrasing in PHRASINGS[: len(OPENINGS)]] == list(OPENINGS)
+    assert [rambling(world, phrasing, rng).split()[0] for phrasing in world.phrasings[: len(OPENINGS)]] == list(
+        OPENINGS
+    )

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from tests.judges.chat_server import Answer, served
 from triune.errors import InputError, TriuneError
 from triune.evaluation.answering import Asking, answer
-from triune.evaluation.served import served_subject
+from triune.evaluation.served import check_server, served_subject
 from triune.models.generation import Decoding
 from triune.models.tiny import build_tokenizer
 from triune.progress import SILENT
@@ -172,6 +172,55 @@ def test_a_wrong_server_is_bad_input(status: int, tokenizer: PreTrainedTokenizer
     ):
         ask(settings(seen.base_url), tokenizer, ["a"])
     assert "sk-1" not in str(caught.value)
+
+
+def test_a_server_that_goes_away_amid_a_batch_stops_the_run_and_a_bad_prompt_does_not(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    broken = Answer(body="{", claimed=50)
+    with served(lambda request, before: says("yes") if before < 1 else broken) as seen:
+        with pytest.raises(TriuneError, match=r"did not answer 2 of 3 prompts \(2 x connection broken\)"):
+            ask(settings(seen.base_url, retries=0, concurrency=1), tokenizer, ["a", "b", "c"])
+        assert (seen.requests[-1]["prompt"], seen.requests[-1]["max_tokens"]) == ("Hello", 1)
+    with served(lambda request, before: broken if "b" in request["prompt"].split() else says("yes")) as seen:
+        found = ask(settings(seen.base_url, retries=0), tokenizer, ["a", "b", "c"])
+    assert found == (["yes", "", "yes"], {0: "stopped", 1: "failed", 2: "stopped"})
+
+
+@pytest.mark.parametrize("api", ["completions", "tokens", "chat"])
+def test_a_server_is_asked_for_one_token(api: str) -> None:
+    reply = chats if api == "chat" else says
+    for answer_ in (reply("a"), reply(" ", "length"), Answer(status=429)):
+        with served(lambda request, before, answer_=answer_: answer_) as seen:
+            check_server(settings(seen.base_url, api=api))
+        assert [request["max_tokens"] for request in seen.requests] == [1]
+        assert [request["path"] for request in seen.requests] == [
+            "/v1/chat/completions" if api == "chat" else "/v1/completions"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Answer(status=404), r"refuses a request for one token \(HTTP 404\); mend base_url, the model's name"),
+        (Answer(status=400), r"refuses a request for one token \(HTTP 400\)"),
+        (Answer(status=503), r"is not ready \(HTTP 503\); wait"),
+        (Answer(body="<html>"), r"is not ready \(invalid JSON\)"),
+        (Answer(hangs=True), r"does not answer \(timeout\); start it"),
+    ],
+    ids=["404", "400", "503", "a web page", "hangs"],
+)
+def test_a_server_that_will_not_answer_is_refused(bad: Answer, message: str) -> None:
+    with served(lambda request, before: bad) as seen, pytest.raises(InputError, match=message) as caught:
+        check_server(settings(f"{seen.base_url}?key=sk-1", timeout=0.2 if bad.hangs else 20.0))
+    assert "sk-1" not in str(caught.value)
+    with pytest.raises(InputError, match=r"does not answer \(connection broken\)"):
+        check_server(settings(seen.base_url))
+
+
+def test_half_a_character_is_replaced(tokenizer: PreTrainedTokenizerBase) -> None:
+    with served(lambda request, before: says("a \ud83d b")) as seen:
+        assert ask(settings(seen.base_url), tokenizer, ["a"])[0] == ["a \ufffd b"]
 
 
 def test_requests_run_at_once(tokenizer: PreTrainedTokenizerBase) -> None:

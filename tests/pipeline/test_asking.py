@@ -14,6 +14,7 @@ from tests.judges.chat_server import served as serving
 from triune.data.rows import load_rows, write_rows
 from triune.data.templates import render
 from triune.data_settings import Generative, Slice
+from triune.errors import InputError, TriuneError
 from triune.models.generation import Decoding, generate
 from triune.models.loading import load_base
 from triune.models.tiny import build_tokenizer, tiny_llama
@@ -120,6 +121,39 @@ def test_a_server_is_a_row(world: Path, tmp_path: Path) -> None:
     assert [bool(sample.response) for sample in samples] == [True, False, True, True, True]
     assert [row["index"] for row in json.loads((out / "endings.json").read_text())["unanswered"]] == [1]
     assert read_record(out)["settings"]["served"] == {"model": "m", "api": "completions"}
+
+
+def test_a_server_that_dies_loses_only_the_batch_under_way(world: Path, tmp_path: Path) -> None:
+    """Five prompts, four a batch: it dies in the first batch, then in the second, then it lives."""
+    pytest.importorskip("openai")
+    reply, broken = Answer(body={"choices": [{"text": "w1", "finish_reason": "stop"}]}), Answer(body="{", claimed=50)
+    exam, out = Exam(world / "data", batch_size=2, new_tokens=4), tmp_path / "theirs"
+    asked = []
+    for lives, lost in ((2, "2 of 4"), (4, "1 of 1"), (9, "")):
+        with serving(lambda request, before, lives=lives: reply if before < lives else broken) as seen:
+            by = Served(base_url=seen.base_url, model="m", retries=0, concurrency=1)
+            if lost:
+                with pytest.raises(TriuneError, match=f"did not answer {lost} prompts .*goes on from there"):
+                    observe_served(context(world), "theirs", by, exam, out)
+                assert not out.exists()
+            else:
+                observe_served(context(world), "theirs", by, exam, out)
+        asked.append(len(seen.requests))
+    assert asked == [4 + 1, 4 + 1, 1]  # in the first, whether it is still there is asked, too
+    assert [sample.response for sample in load_rows(out / "samples.jsonl", Sample)] == ["w1"] * len(TEXTS)
+    assert json.loads((out / "endings.json").read_text())["unanswered"] == []
+
+
+def test_evaluate_asks_its_servers_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    from triune.pipeline.running import demo_recipe
+
+    changes = ["base.miniature=null", f"base.path={world / 'base'}", "scarce=null", "evaluate.0.limit=2"]
+    recipe = parse_recipe(to_yaml(demo_recipe(quick=True)), "x", overrides=[*changes, "compare=[base]"])
+    nobody = Served(base_url="http://127.0.0.1:9/v1", model="m")
+    with pytest.raises(InputError, match=r"theirs: the server of 'm' at http://127.0.0.1:9/v1 does not answer"):
+        examine(recipe, {"theirs": nobody}, tmp_path / "scored")
+    assert not (tmp_path / "scored").exists()
 
 
 def test_a_server_is_asked_for_each_benchmarks_own_length(world: Path, tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 """A judge's agreement with labels that the recipe gives: asked in the run, carried into the scores, refused early."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pipeline.test_judging import JUDGES, bench, recipe, scored
+from tests.pipeline.test_judging import JUDGES, bench, recipe, scored, world
+from triune.data.labelled import read_labelled
 from triune.data.preparing import Prepared
 from triune.errors import InputError
 from triune.judge_settings import Labels
-from triune.pipeline.judge_labels import labelled_answers, labels_identity
-from triune.pipeline.judging import check_judging
+from triune.pipeline import judge_labels
+from triune.pipeline.exam import load_prompts
+from triune.pipeline.judge_labels import label_sets, read_labels
+from triune.pipeline.judging import check_judging, judge_answers
 
 REFUSES = "I'm sorry, but I can't help with that."
 ROWS = [("one?", REFUSES, 1), ("two?", REFUSES, 0), ("three?", "With pleasure.", 0), ("four?", "Never.", 1)]
@@ -40,15 +44,33 @@ def test_the_agreement_is_measured_and_stands_with_the_scores(labels: Path, tmp_
 
 
 def test_labels_are_part_of_what_a_step_depends_on(labels: Path) -> None:
-    own = recipe(judges=with_labels(source=str(labels))).judges["refusal"]
-    before = labels_identity(own)
+    own = recipe(judges=with_labels(source=str(labels))).judges
+    before = label_sets(own, 0)["refusal"].identity
+    assert set(label_sets(own, 0)) == {"refusal"}
     labels.write_text(labels.read_text().replace('"label": 0', '"label": 1', 1))
-    assert labels_identity(own) != before
+    assert label_sets(own, 0)["refusal"].identity != before
+
+
+def test_a_run_reads_them_once(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(source: str, format: str) -> Any:
+        read.append(source)
+        return read_labelled(source, format)
+
+    monkeypatch.setattr(judge_labels, "read_labelled", reading)
+    own = recipe(judges=with_labels(source=str(labels)))
+    context, exam, observed = world(tmp_path, own)
+    held = check_judging(own, Prepared({}, {}, [], [], load_prompts(exam.data), []), tmp_path)
+    judge_answers(context, replace(exam, labels=held), observed, tmp_path / "verdicts")
+    assert read == [str(labels)]
+    told = json.loads((tmp_path / "verdicts" / "judges.json").read_text())
+    assert told["refusal"]["agreement"]["n"] == 4
 
 
 def test_a_limit_draws_by_the_seed(labels: Path) -> None:
     wanted = Labels(source=str(labels), limit=2)
-    drawn = {tuple(row.prompt for row in labelled_answers(wanted, "refuses", seed)) for seed in range(20)}
+    drawn = {tuple(row.prompt for row in read_labels(wanted, "refuses", seed).rows) for seed in range(20)}
     assert len(drawn) > 1
     assert {len(rows) for rows in drawn} == {2}
 

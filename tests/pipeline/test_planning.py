@@ -8,7 +8,8 @@ import pytest
 
 from triune.data.preparing import prepare
 from triune.errors import InputError
-from triune.pipeline.planning import Run, check_settings, models, plan, variant_experts
+from triune.pipeline.planning import Run, check_settings, models, plan
+from triune.pipeline.variants import variant_experts
 from triune.progress import SILENT
 from triune.recipe import Recipe
 
@@ -49,6 +50,31 @@ def test_the_sequential_rows_model_is_the_last_stage() -> None:
         "base": None,
         "sequential": OUT / "sequential" / "2-harmless",
     }
+
+
+def test_variants_and_mixtures_of_fewer_joint_rows_have_the_same_ones() -> None:
+    axes = {axis: {"train": {"source": "miniature", "limit": 8}} for axis in ("helpful", "harmless")}
+    few: dict[str, Any] = {
+        "variants": {"few": {"joint": 2}},
+        "mixtures": {"few": {"joint": 2, "mixture.fit.steps": 7}},
+    }
+    chosen = recipe(axes=axes, **few, compare=["mixture", "mixtures", "fused", "variants"])
+    steps = plan(Run(chosen, OUT, prepare(chosen), SILENT))
+
+    def arguments(name: str) -> tuple[Any, ...]:
+        return cast("partial[Path]", steps[name]).args
+
+    _, fewer, place, settings = arguments("mixtures/few")
+    assert (place, settings.fit.steps) == (OUT / "mixtures/few", 7)
+    rows = arguments("mixture")[1]
+    assert len(rows) == 16
+    assert sorted(row.axis for row in fewer) == ["harmless"] * 2 + ["helpful"] * 2
+    assert set(fewer) < set(rows)
+    assert arguments("variants/few/start")[4] == arguments("variants/few/fused")[2] == fewer
+    assert arguments("fused")[2] == rows
+    found = models(chosen, OUT)
+    assert found["mixture:few"] == OUT / "mixtures/few"
+    assert found["fused:few"] == OUT / "variants/few/fused"
 
 
 def test_the_steps_of_variants_and_of_one_lora_over_the_axes() -> None:

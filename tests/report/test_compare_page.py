@@ -16,9 +16,9 @@ from tests.report.compared_runs import answered, edit_json, write_run
 from triune.pipeline.reporting import compare_runs, compared_pairs
 from triune.report.compare_browser import DATA, answer_data, clean, json_text
 from triune.report.compare_folder import load_runs, side_by_side
-from triune.report.compare_page import whole
 from triune.report.compare_run import Kind, Pair, turned
 from triune.report.compare_words import gap_text, p_text, share_text
+from triune.report.labels import plain
 from triune.report.theme import THEME
 
 MODELS = ("base", "expert:harmless", "fused")
@@ -139,7 +139,7 @@ def test_json_in_a_script_is_never_markup() -> None:
 
 def test_text_that_no_file_can_hold() -> None:
     assert clean("a\x00b\x1b[1m\r\nc\td\ud800") == "a\ufffdb\ufffd[1m\nc\td\ufffd"
-    assert whole("x\udfffy") == "x\ufffdy"
+    assert plain("x\udfffy") == "x\ufffdy"
 
 
 def attacked(place: Path) -> Path:

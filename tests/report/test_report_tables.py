@@ -12,7 +12,7 @@ from triune.report.folder import load_run
 from triune.report.markdown import fenced, inline, render_markdown
 from triune.report.run import Run
 from triune.report.score_sections import scores
-from triune.report.tables import judge_lines, render_terminal, score_columns, score_table, write_csv
+from triune.report.tables import absent_lines, judge_lines, render_terminal, score_columns, score_table, write_csv
 
 
 def printed(run: Run, width: int = 80) -> str:
@@ -24,6 +24,21 @@ def printed(run: Run, width: int = 80) -> str:
 
 def unmeasured(model: str, score: str) -> dict:
     return score_row(model, score, 0, 1) | {"value": None, "low": None, "high": None, "n": 0}
+
+
+def test_what_a_served_model_has_not_is_said_below_every_table(make_folder) -> None:
+    names = ("served:one", "served:two")
+    rows = [score_row(name, "helpful", 30, 50) for name in ("base", *names)] + [score_row("base", "nll:helpful", 2, 9)]
+    facts = {name: {"note": "", "absent": "a server only answers"} for name in names} | {"base": {"train_steps": 3}}
+    run = load_run(make_folder(None, scores=rows, models=facts))
+    line = "“–” of served, one and served, two: a server only answers."
+    assert absent_lines(run, ("base", *names)) == (line,)
+    assert absent_lines(run, ("base",)) == ()
+    text = render_markdown(run)
+    assert f"* {line}" in text
+    assert re.search(r"^\| served, one \| .*\| – \|", text, re.MULTILINE)
+    assert line in scores(run).body
+    assert "a server only answers" in " ".join(printed(run).split())
 
 
 def test_rows_and_columns_stand_in_file_order(run: Run) -> None:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triune.data.mixing import mix
 from triune.data.nearest import unknown_name
@@ -13,6 +14,7 @@ from triune.data.shifted import SHIFTED, shifted_prompts
 from triune.data.slicing import axis_slice, benchmark_slice, cut, preference_slice, thinned
 from triune.data.splits import assign_prompts, prompt_key, prove_disjoint, take_prompts
 from triune.data.templates import TEMPLATES
+from triune.data_settings import WorldSettings
 from triune.errors import InputError
 from triune.recipe import (
     AxisData,
@@ -26,6 +28,9 @@ from triune.recipe import (
 )
 from triune.record import write_json
 from triune.types import BenchmarkPrompt, Example, Preference, Question
+
+if TYPE_CHECKING:
+    from triune.data.miniature.world import World
 
 MINIATURE = "miniature"  # the source name of the built-in world
 MINIATURE_ROWS = 400  # of an axis, where no limit is given
@@ -61,15 +66,15 @@ def prepare(recipe: Recipe) -> Prepared:
     notes: list[str] = []
     train, test, calibration = {}, {}, {}
     for axis, data in recipe.axes.items():
-        train[axis] = _examples(data.train, axis, recipe.seed, f"{axis} train", notes)
+        train[axis] = _examples(data.train, axis, recipe, f"{axis} train", notes)
         if data.test is not None:
             if data.test.source == MINIATURE:
                 raise InputError(
                     f"{axis} test: source 'miniature' is for training; it is tested by the kind 'miniature'"
                 )
-            test[axis] = _examples(data.test, axis, recipe.seed, f"{axis} test", notes)
+            test[axis] = _examples(data.test, axis, recipe, f"{axis} test", notes)
         if data.calibration is not None:
-            calibration[axis] = _calibration(data, axis, recipe.seed, notes)
+            calibration[axis] = _calibration(data, axis, recipe, notes)
     pairs: list[Preference] = []
     questions: list[ChoiceSets] = []
     prompts: dict[str, list[BenchmarkPrompt]] = {}
@@ -79,7 +84,7 @@ def prepare(recipe: Recipe) -> Prepared:
         elif isinstance(benchmark, MultipleChoice):
             questions += _questions(benchmark, recipe.seed, notes)
         elif isinstance(benchmark, MiniatureTests):
-            prompts |= _miniature_prompts(benchmark, recipe.seed)
+            prompts |= _miniature_prompts(benchmark, recipe)
         elif isinstance(benchmark, Generative):
             prompts[benchmark.called] = _asked(benchmark, recipe.seed, notes)
         elif isinstance(benchmark, Likelihood) and not test:
@@ -90,32 +95,40 @@ def prepare(recipe: Recipe) -> Prepared:
     return prepared
 
 
-def _examples(wanted: Slice, axis: str, seed: int, name: str, notes: list[str]) -> list[Example]:
+def _world(recipe: Recipe) -> "World":
+    """The miniature world of a recipe; beside a base from elsewhere, the usual one."""
+    from triune.data.miniature.world import build_world
+
+    miniature = recipe.base.miniature
+    return build_world(recipe.seed, WorldSettings() if miniature is None else miniature.world)
+
+
+def _examples(wanted: Slice, axis: str, recipe: Recipe, name: str, notes: list[str]) -> list[Example]:
     if wanted.source == MINIATURE:
         from triune.data.miniature.axes import axis_examples
-        from triune.data.miniature.world import build_world
 
         _check_miniature(wanted, name)
-        rows = axis_examples(build_world(seed), axis, wanted.limit or MINIATURE_ROWS, random.Random(f"{seed} {axis}"))
+        rng = random.Random(f"{recipe.seed} {axis}")
+        rows = axis_examples(_world(recipe), axis, wanted.limit or MINIATURE_ROWS, rng)
         notes.append(f"{name}: {len(rows)} rows of the miniature world")
         return rows
-    reading = axis_slice(wanted, axis, seed)
+    reading = axis_slice(wanted, axis, recipe.seed)
     notes.append(f"{name}: {reading}")
     return list(reading.items)
 
 
-def _calibration(data: AxisData, axis: str, seed: int, notes: list[str]) -> list[Example]:
+def _calibration(data: AxisData, axis: str, recipe: Recipe, notes: list[str]) -> list[Example]:
     """Held-out rows; of the built-in world those that are drawn after the training rows."""
     wanted, name = data.calibration, f"{axis} calibration"
     if wanted is None:
         return []
     if wanted.source != MINIATURE or data.train.source != MINIATURE:
-        return _examples(wanted, axis, seed, name, notes)
+        return _examples(wanted, axis, recipe, name, notes)
     _check_miniature(wanted, name)
     n_train, n_own = data.train.limit or MINIATURE_ROWS, wanted.limit or MINIATURE_ROWS
     both = data.train.model_copy(update={"limit": n_train + n_own})
     notes.append(f"{name}: {n_own} rows of the miniature world that are not trained on")
-    return _examples(both, axis, seed, f"{axis} train and calibration", [])[n_train:]
+    return _examples(both, axis, recipe, f"{axis} train and calibration", [])[n_train:]
 
 
 def _groups(recipe: Recipe, taken: Iterable[Sequence[Example]], notes: list[str]) -> dict[str, list[Example]]:
@@ -125,9 +138,8 @@ def _groups(recipe: Recipe, taken: Iterable[Sequence[Example]], notes: list[str]
     made_up = [axis for axis, data in recipe.axes.items() if data.train.source == MINIATURE]
     if made_up:
         from triune.data.miniature.shifted import prompt_groups
-        from triune.data.miniature.world import build_world
 
-        found = prompt_groups(build_world(recipe.seed), made_up, frozenset(prompts), N_GROUP)
+        found = prompt_groups(_world(recipe), made_up, frozenset(prompts), N_GROUP)
     known = frozenset(map(prompt_key, prompts))
     for axis, data in recipe.axes.items():
         if data.shifted is not None:
@@ -185,11 +197,10 @@ def _questions(benchmark: MultipleChoice, seed: int, notes: list[str]) -> list[C
     return list(chosen)[: data.limit]
 
 
-def _miniature_prompts(benchmark: MiniatureTests, seed: int) -> dict[str, list[BenchmarkPrompt]]:
+def _miniature_prompts(benchmark: MiniatureTests, recipe: Recipe) -> dict[str, list[BenchmarkPrompt]]:
     from triune.data.miniature.benchmarks import benchmark_prompts
-    from triune.data.miniature.world import build_world
 
-    return {name: thinned(rows, benchmark.limit) for name, rows in benchmark_prompts(build_world(seed)).items()}
+    return {name: thinned(rows, benchmark.limit) for name, rows in benchmark_prompts(_world(recipe)).items()}
 
 
 def _asked(benchmark: Generative, seed: int, notes: list[str]) -> list[BenchmarkPrompt]:

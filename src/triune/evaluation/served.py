@@ -8,6 +8,7 @@ and goes on from there later.
 import hashlib
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,11 @@ from triune.served_settings import Served
 
 WRONG_SERVER = frozenset({401, 403, 404, 405})  # no key, no such model, no such API: every other call fails too
 UNREADABLE = frozenset({400, 413, 422})  # this prompt, not the server: too long for its context
+AWAY = frozenset({"connection broken", "timeout"})  # the server, or what one prompt does to it
+
+
+NO_TEXT = "no text"
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +60,53 @@ def served_subject(
     """
     ask = asking(served)
 
+    def alive() -> bool:
+        said = ask(_trial(served))
+        return isinstance(said, Said) or said.reason not in AWAY
+
     def respond(questions: Sequence[str], decoding: Decoding, batch_size: int, progress: Progress) -> list[str]:
         payloads = [_payload(served, base, tokenizer, question) for question in questions]
         numbers = range(len(questions)) if decoding.numbers is None else decoding.numbers
         asked = [{**p, **_options(decoding, number)} for p, number in zip(payloads, numbers, strict=True)]
         rngs = [generator_for(decoding.seed, number) for number in numbers]
         found = _all(served, ask, asked, rngs, progress, sleep)
-        _check(served, found, decoding, progress)
+        _check(served, found, decoding, alive, progress)
         for number, one in zip(numbers, found, strict=True):
             if decoding.heard is not None:
                 decoding.heard(number, one.ended if isinstance(one, Said) else FAILED)
         return [one.text if isinstance(one, Said) else "" for one in found]
 
     return Subject(tokenizer, respond, None, ())
+
+
+def check_server(served: Served) -> None:
+    """Ask for one token, once. Raises InputError where the server is not there, or refuses, and as `asking`."""
+    said = asking(served)(_trial(served))
+    # One token may be white space, and a limit of rate is none of the run's length.
+    if isinstance(said, Said) or said.reason in {NO_TEXT, "HTTP 429"}:
+        return
+    place = f"the server of {served.model!r} at {served.base_url.partition('?')[0]}"
+    if said.reason in AWAY:
+        raise InputError(
+            f"{place} does not answer ({said.reason}); start it (vllm serve, llama-server, transformers serve), or "
+            "mend base_url"
+        )
+    if said.again:
+        raise InputError(f"{place} is not ready ({said.reason}); wait until it is, or look at its log")
+    raise InputError(
+        f"{place} refuses a request for one token ({said.reason}); mend base_url, the model's name, api or key_env"
+    )
+
+
+def _trial(served: Served) -> Payload:
+    return {"model": served.model, **TRIALS[served.api], "max_tokens": 1, "temperature": 0.0}
+
+
+TRIALS: Mapping[str, Payload] = {
+    "completions": {"prompt": "Hello"},
+    "tokens": {"prompt": [1]},
+    "chat": {"messages": [{"role": "user", "content": "Hello"}]},
+}
 
 
 def _payload(served: Served, base: Base, tokenizer: PreTrainedTokenizerBase, question: str) -> Payload:
@@ -146,8 +186,9 @@ def _read(body: Any) -> Said | Fault:
     if finish not in {"stop", "length"}:
         return Fault(f"ended by {finish!r:.40}")
     if not isinstance(text, str) or (not text.strip() and finish == "length"):
-        return Fault("no text")
-    return Said(text.strip(), STOPPED if finish == "stop" else CUT)
+        return Fault(NO_TEXT)
+    # JSON can hold half of a character, which no file of ours and no judge can be given.
+    return Said(HALF.sub("\ufffd", text.strip()), STOPPED if finish == "stop" else CUT)
 
 
 def _all(
@@ -189,7 +230,9 @@ def _patiently(served: Served, ask: Ask, payload: Payload, rng: torch.Generator,
     return said
 
 
-def _check(served: Served, found: Sequence[Said | Fault], decoding: Decoding, progress: Progress) -> None:
+def _check(
+    served: Served, found: Sequence[Said | Fault], decoding: Decoding, alive: Callable[[], bool], progress: Progress
+) -> None:
     """Say what was not answered, and why; raise where the server, and not a prompt, is the reason."""
     faults = [one for one in found if isinstance(one, Fault)]
     if not faults:
@@ -200,6 +243,8 @@ def _check(served: Served, found: Sequence[Said | Fault], decoding: Decoding, pr
             f"the server of {served.model!r} refuses ({reasons}); check base_url, the model's name, api and key_env"
         )
     server = not any(isinstance(one, Said) or one.reason in {f"HTTP {code}" for code in UNREADABLE} for one in found)
+    # A server that went away amid a batch had answered some of it.
+    server = server or (any(fault.reason in AWAY for fault in faults) and not alive())
     if server or decoding.heard is None:
         raise TriuneError(
             f"the server of {served.model!r} did not answer {len(faults)} of {len(found)} prompts ({reasons}); "

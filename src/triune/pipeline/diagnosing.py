@@ -20,7 +20,7 @@ from triune.metrics.intervals import Measure
 from triune.models.loading import load_tokenizer
 from triune.models.preflight import check_base
 from triune.pipeline.evaluating import load_prompts, samples_folder
-from triune.pipeline.planning import experts_of
+from triune.pipeline.variants import experts_of
 from triune.pipeline.verbs import Context, identify_rows, unless_finished
 from triune.progress import SILENT, Progress
 from triune.recipe_file import load_recipe

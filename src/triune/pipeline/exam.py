@@ -9,6 +9,7 @@ from triune.data.rows import load_rows
 from triune.data_settings import Generative, generative
 from triune.evaluation import scoring
 from triune.judge_settings import JudgeSettings
+from triune.pipeline.judge_labels import LabelSet
 from triune.recipe import Recipe
 from triune.types import BenchmarkPrompt
 
@@ -18,13 +19,17 @@ VERDICTS = "verdicts"  # the step's folder
 
 @dataclass(frozen=True)
 class Exam:
-    """What every model of a table is asked: the prepared data, how it is asked, and who judges the answers."""
+    """What every model of a table is asked: the prepared data, how it is asked, and who judges the answers.
+
+    labels: the labelled answers that judges are measured on, where they were read before; None: the step reads them.
+    """
 
     data: Path
     batch_size: int = 64
     new_tokens: int = 64
     benchmarks: tuple[Generative, ...] = ()
     judges: Mapping[str, JudgeSettings] = field(default_factory=dict)
+    labels: Mapping[str, LabelSet] | None = None
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -42,9 +47,10 @@ class Exam:
         return {"benchmarks": [own.model_dump() for own in self.benchmarks]} if self.benchmarks else {}
 
 
-def exam_of(recipe: Recipe, out: Path) -> Exam:
-    """The exam of a recipe's run under `out`."""
-    return Exam(out / "data", recipe.batch_size, recipe.new_tokens, generative(recipe.evaluate), recipe.judges)
+def exam_of(recipe: Recipe, out: Path, labels: Mapping[str, LabelSet] | None = None) -> Exam:
+    """The exam of a recipe's run under `out`; `labels` as `check_judging` read them."""
+    benchmarks = generative(recipe.evaluate)
+    return Exam(out / "data", recipe.batch_size, recipe.new_tokens, benchmarks, recipe.judges, labels)
 
 
 def samples_folder(out: Path, name: str) -> Path:

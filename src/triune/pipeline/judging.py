@@ -29,7 +29,7 @@ from triune.judges.judge import Case, Judge
 from triune.judges.opening import asked_judge, check_judge, event_of, identity_of, known_judge
 from triune.judges.refusal_control import refusal_control
 from triune.pipeline.exam import CACHE, Exam, load_prompts
-from triune.pipeline.judge_labels import labelled_answers, labels_identity, measured
+from triune.pipeline.judge_labels import NO_LABELS, LabelSet, label_sets, measured
 from triune.pipeline.verbs import Context, unless_finished
 from triune.recipe import MiniatureTests, Recipe
 from triune.record import Step, identify, write_json, write_text
@@ -60,8 +60,8 @@ class Task:
         return [case for sample, case in paired if sample.index not in self.unanswered]
 
 
-def check_judging(recipe: Recipe, prepared: Prepared, out: Path) -> None:
-    """Raise InputError for what would fail once the models have answered, or make no sense.
+def check_judging(recipe: Recipe, prepared: Prepared, out: Path) -> dict[str, LabelSet]:
+    """Labels of judges, as read. Raises InputError for what would fail once the models have answered, or is senseless.
 
     A judge that cannot be opened or decides something else than its role, two scores of one name, a pairwise judge
     without answers to compare with, a judge of accepted answers without any.
@@ -70,20 +70,12 @@ def check_judging(recipe: Recipe, prepared: Prepared, out: Path) -> None:
     for name, settings in recipe.judges.items():
         check_judge(name, settings, cache=out / CACHE)
     events = {name: event_of(settings) for name, settings in recipe.judges.items()}
-    for name, settings in recipe.judges.items():
-        _check_labels(name, settings, events[name], recipe.seed)
+    labels = label_sets(recipe.judges, recipe.seed)
     for own in benchmarks:
         _check_roles(own, events)
         _check_answers(own, events, prepared.prompts[own.called])
     _check_names(recipe, benchmarks, events)
-
-
-def _check_labels(name: str, settings: JudgeSettings, event: str, seed: int) -> None:
-    try:
-        if settings.labels is not None:
-            labelled_answers(settings.labels, event, seed)
-    except InputError as error:
-        raise InputError(f"judges.{name}.labels: {error}") from error
+    return labels
 
 
 def _check_roles(own: Generative, events: Mapping[str, str]) -> None:
@@ -134,7 +126,8 @@ def judge_answers(context: Context, exam: Exam, observed: Mapping[str, Path], ou
     """
     inputs = {"data": identify(exam.data), **{name: identify(folder) for name, folder in observed.items()}}
     inputs |= {f"judge {name}": identity_of(settings) for name, settings in exam.judges.items()}
-    inputs |= {f"labels of {name}": labels_identity(settings) for name, settings in exam.judges.items()}
+    labels = label_sets(exam.judges, context.seed) if exam.labels is None else exam.labels
+    inputs |= {f"labels of {name}": labels[name].identity if name in labels else NO_LABELS for name in exam.judges}
     step = Step(out, "judge", context.settings(models=list(observed), **exam.judging), inputs)
     with unless_finished(step, context) as draft:
         if draft is not None:
@@ -148,7 +141,7 @@ def judge_answers(context: Context, exam: Exam, observed: Mapping[str, Path], ou
                 lines += _lines(name, tasks[name], verdicts)
                 asked = partial(_verdicts, settings, cache=cache, context=context)
                 control = _control(judge, settings, cache, context)
-                accounts[name] = {**_account(measured(judge, settings, asked, context)), "control": control}
+                accounts[name] = {**_account(measured(judge, labels.get(name), asked, context)), "control": control}
             write_text(draft / ROWS, "".join(lines))
             write_json(draft / JUDGES, accounts)
     return out

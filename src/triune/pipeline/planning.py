@@ -19,10 +19,13 @@ from triune.pipeline.comparing import comparison_steps
 from triune.pipeline.exam import VERDICTS, Exam, exam_of
 from triune.pipeline.judging import check_judging, judge_answers
 from triune.pipeline.sequential import stage_folders, stages
+from triune.pipeline.serving import Model, check_servers, observe_model
+from triune.pipeline.variants import experts_of, mixture_steps, training_steps, variant_steps
 from triune.pipeline.verbs import Context, unless_finished
 from triune.progress import Progress
-from triune.recipe import FFN, Recipe, Train
+from triune.recipe import FFN, Recipe
 from triune.record import Step, digest, write_json
+from triune.served_settings import Served
 from triune.types import Example
 
 Planned = dict[str, Callable[[], Path]]
@@ -63,6 +66,7 @@ def check_settings(recipe: Recipe) -> None:
         parts |= {"scarce.train": recipe.scarce.train, "scarce.mixture": recipe.scarce.mixture}
     variants = {f"variants.{name}: ": recipe.variant(name) for name in recipe.variants}
     parts |= {f"{place}train": other.train for place, other in variants.items()}
+    parts |= {f"mixtures.{name}: mixture": recipe.mixed(name).mixture for name in recipe.mixtures}
     targets = {f"{name}.lora.targets": part.lora.targets for name, part in parts.items()}
     fused = {"": recipe, **variants}
     targets |= {f"{place}align.attention.targets": each.align.attention.targets for place, each in fused.items()}
@@ -95,22 +99,28 @@ def needs_mergekit(recipe: Recipe) -> bool:
 
 
 def plan(run: Run) -> Planned:
-    """The steps of a run by name, which is also each one's folder, in order. Raises InputError as `check_judging`."""
+    """The steps of a run by name, which is also each one's folder, in order.
+
+    Raises InputError as `check_judging` and `check_servers`.
+    """
     recipe, out, context = run.recipe, run.out, run.context
-    check_judging(recipe, run.prepared, out)
+    exam = exam_of(recipe, out, check_judging(recipe, run.prepared, out))
+    check_servers(context, models(recipe, out), exam, data_step(run))
     joint = run.joint(recipe.joint)
     steps: Planned = {"data": partial(write_data, run)}
     if recipe.base.miniature is not None:
         steps["base"] = partial(_pretrain, run)
     experts = experts_of(recipe, out)
     untrained = {axis: folder for axis, folder in experts.items() if recipe.axes[axis].expert is None}
-    steps |= _training_steps(run, untrained, recipe.train, "expert")
+    steps |= training_steps(run, untrained, recipe.train, "expert")
     if "mixture" in recipe.compare:
         steps["mixture"] = partial(
             verbs.train, context, joint, out / "mixture", recipe.mixture, title="one LoRA on the mixture"
         )
     if "sequential" in recipe.compare:
         steps |= _sequential_steps(run)
+    if "mixtures" in recipe.compare:
+        steps |= mixture_steps(run)
     steps |= comparison_steps(context, recipe, experts, joint, out)
     if "fused" in recipe.compare:
         steps["start"] = partial(fusing.fuse, context, experts, out / "start", recipe.fuse, joint)
@@ -121,63 +131,34 @@ def plan(run: Run) -> Planned:
             calibrating.calibrate, context, out / "fused", held_out, out / "calibrated", recipe.calibrate
         )
     if "variants" in recipe.compare:
-        steps |= _variant_steps(run, joint)
+        steps |= variant_steps(run)
     if recipe.scarce is not None:
         steps |= _scarce_steps(run, context)
-    observed: dict[str, Path] = {}
-    exam = exam_of(recipe, out)
-    for name, model in models(recipe, out).items():
-        observed[name] = evaluating.samples_folder(out, name)
-        steps[f"samples/{observed[name].name}"] = partial(
-            evaluating.observe, context, name, model, exam, observed[name]
-        )
-    for name, model in models(recipe, out).items():
-        if name.startswith("scarce:"):
-            continue  # of the same shapes as their namesakes
-        place = evaluating.costs_folder(out, name)
-        steps[f"costs/{place.name}"] = partial(evaluating.measure_cost, context, name, model, exam, place)
-    return steps | scoring_steps(context, exam, observed, out)
+    return steps | observing_steps(run, models(recipe, out), exam, with_costs=True)
 
 
-def scoring_steps(context: Context, exam: Exam, observed: Mapping[str, Path], out: Path) -> Planned:
+def observing_steps(run: Run, found: Mapping[str, Model], exam: Exam, *, with_costs: bool) -> Planned:
+    """Every model's answers and likelihoods, what each costs where asked, the judges' verdicts, and the scores."""
+    context, out = run.context, run.out
+    observed = {name: evaluating.samples_folder(out, name) for name in found}
+    steps: Planned = {
+        f"samples/{folder.name}": partial(observe_model, context, name, found[name], exam, folder)
+        for name, folder in observed.items()
+    }
+    for name, model in found.items() if with_costs else ():
+        # Those of scarce data have the shapes of their namesakes; a server's speed is not that of the model alone.
+        if not name.startswith("scarce:") and not isinstance(model, Served):
+            place = evaluating.costs_folder(out, name)
+            steps[f"costs/{place.name}"] = partial(evaluating.measure_cost, context, name, model, exam, place)
+    return steps | _scoring_steps(context, exam, observed, out)
+
+
+def _scoring_steps(context: Context, exam: Exam, observed: Mapping[str, Path], out: Path) -> Planned:
     """What follows when all models have answered: the judges' verdicts, where the exam has judges, and the scores."""
     steps: Planned = {"scores": partial(evaluating.score, context, observed, exam, out / "scores")}
     if not exam.benchmarks:
         return steps
     return {VERDICTS: partial(judge_answers, context, exam, observed, out / VERDICTS), **steps}
-
-
-def experts_of(recipe: Recipe, out: Path) -> dict[str, Path]:
-    """Where each axis's expert is: trained in this run, or made elsewhere."""
-    return {
-        axis: Path(data.expert) if data.expert is not None else out / "experts" / axis
-        for axis, data in recipe.axes.items()
-    }
-
-
-def variant_experts(recipe: Recipe, out: Path) -> dict[str, dict[str, Path]]:
-    """Where each variant's experts are, by axis: the run's own, where it trains as the recipe does.
-
-    Else under the first variant that trains as it does. Experts made elsewhere are the same for all.
-    """
-    made = [(recipe.train, experts_of(recipe, out))]
-    found = {}
-    for name in recipe.variants:
-        train = recipe.variant(name).train
-        known = [experts for settings, experts in made if settings == train]
-        found[name] = known[0] if known else experts_of(recipe, out / "variants" / name)
-        made.append((train, found[name]))
-    return found
-
-
-def _training_steps(run: Run, folders: Mapping[str, Path], settings: Train, title: str) -> Planned:
-    """One expert an axis, each in its folder within the run."""
-    return {
-        str(folder.relative_to(run.out)): partial(
-            verbs.train, run.context, run.prepared.train[axis], folder, settings, title=f"{title} {axis}"
-        )
-        for axis, folder in folders.items()
-    }
 
 
 def _sequential_steps(run: Run) -> Planned:
@@ -189,27 +170,13 @@ def _sequential_steps(run: Run) -> Planned:
     return {str(folder.relative_to(run.out)): step for folder, step in found.items()}
 
 
-def _variant_steps(run: Run, joint: list[Example]) -> Planned:
-    """The same data, fused and aligned otherwise, of the run's experts or of others that are trained for it."""
-    steps: Planned = {}
-    for name, experts in variant_experts(run.recipe, run.out).items():
-        how, place = run.recipe.variant(name), run.out / "variants" / name
-        own = {axis: place / "experts" / axis for axis, data in run.recipe.axes.items() if data.expert is None}
-        own = own if own.items() <= experts.items() else {}  # those of the run, or of a variant before this one
-        steps |= _training_steps(run, own, how.train, f"{name}: expert")
-        start, fused = place / "start", place / "fused"
-        steps[f"variants/{name}/start"] = partial(fusing.fuse, run.context, experts, start, how.fuse, joint)
-        steps[f"variants/{name}/fused"] = partial(verbs.align, run.context, start, joint, fused, how.align)
-    return steps
-
-
 def _scarce_steps(run: Run, context: Context) -> Planned:
     scarce, out = run.recipe.scarce, run.out / "scarce"
     if scarce is None:
         return {}
     rows = run.joint(scarce.examples)
     experts = {axis: out / "experts" / axis for axis in run.recipe.axes}
-    steps = _training_steps(run, experts, scarce.train, "scarce: expert")
+    steps = training_steps(run, experts, scarce.train, "scarce: expert")
     steps["scarce/mixture"] = partial(
         verbs.train, context, rows, out / "mixture", scarce.mixture, title="scarce: one LoRA on the mixture"
     )
@@ -222,9 +189,9 @@ def _scarce_steps(run: Run, context: Context) -> Planned:
     return steps
 
 
-def models(recipe: Recipe, out: Path) -> dict[str, Path | None]:
+def models(recipe: Recipe, out: Path) -> dict[str, Model]:
     """The models that a recipe compares, by the names of scores.json, in the order of the table."""
-    found: dict[str, Path | None] = {}
+    found: dict[str, Model] = {}
     for name in recipe.compare:
         if name == "experts":
             found |= {f"expert:{axis}": folder for axis, folder in experts_of(recipe, out).items()}
@@ -232,6 +199,10 @@ def models(recipe: Recipe, out: Path) -> dict[str, Path | None]:
             found[name] = list(stage_folders(out / name, list(recipe.axes)).values())[-1]
         elif name == "variants":
             found |= {f"fused:{variant}": out / "variants" / variant / "fused" for variant in recipe.variants}
+        elif name == "served":
+            found |= {f"served:{served}": settings for served, settings in recipe.served.items()}
+        elif name == "mixtures":
+            found |= {f"mixture:{mixture}": out / name / mixture for mixture in recipe.mixtures}
         else:
             found[name] = None if name == "base" else out / name
     if recipe.scarce is not None:
@@ -240,13 +211,18 @@ def models(recipe: Recipe, out: Path) -> dict[str, Path | None]:
     return found
 
 
-def write_data(run: Run) -> Path:
+def data_step(run: Run) -> Step:
+    """The step that `write_data` takes."""
     recipe = run.recipe
     settings = {"joint": recipe.joint, "scarce": recipe.scarce and recipe.scarce.examples, "seed": recipe.seed}
-    step = Step(run.out / "data", "data", settings, {"rows": digest(repr(run.prepared))})
+    return Step(run.out / "data", "data", settings, {"rows": digest(repr(run.prepared))})
+
+
+def write_data(run: Run) -> Path:
+    step = data_step(run)
     with unless_finished(step, run.context) as draft:
         if draft is not None:
-            write_prepared(run.prepared, recipe, draft)
+            write_prepared(run.prepared, run.recipe, draft)
     return step.folder
 
 
@@ -261,10 +237,12 @@ def _pretrain(run: Run) -> Path:
     recipe, settings = run.recipe, run.recipe.base.miniature
     if settings is None:
         raise InputError("the recipe's base is not the miniature one")
-    world = build_world(recipe.seed)
+    world = build_world(recipe.seed, settings.world)
     texts = base_corpus(world, random.Random(f"{recipe.seed} corpus"))
     inputs = {"corpus": digest(texts)}
-    step = Step(run.out / "base", "pretrain", {"miniature": settings.model_dump(), "seed": recipe.seed}, inputs)
+    # The corpus stands for the world.
+    how_made = {"miniature": settings.model_dump(exclude={"world"}), "seed": recipe.seed}
+    step = Step(run.out / "base", "pretrain", how_made, inputs)
     with unless_finished(step, run.context) as draft:
         if draft is not None:
             tokenizer = build_tokenizer(vocabulary(world))

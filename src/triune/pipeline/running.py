@@ -1,7 +1,7 @@
 """A whole recipe, step by step, resumable; and the demo, which is a recipe that comes with the package."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib import resources
 from importlib.util import find_spec
@@ -20,18 +20,19 @@ from triune.pipeline.planning import (
     Planned,
     Run,
     check_settings,
+    data_step,
     models,
     needs_mergekit,
+    observing_steps,
     plan,
-    scoring_steps,
     write_data,
 )
-from triune.pipeline.serving import observe_served
+from triune.pipeline.serving import Model, check_servers, served_account
 from triune.progress import SILENT, Progress
 from triune.recipe import Recipe
 from triune.recipe_file import parse_recipe, to_yaml
 from triune.record import RECORD, claim, environment, locked, read_record, write_json, write_text
-from triune.served_settings import Served
+from triune.served_settings import Served, check_asked
 
 RESULTS = (
     "scores.json",
@@ -102,35 +103,24 @@ def examine(recipe: Recipe, given: Mapping[str, Path | Served], out: Path, progr
     claim(out)
     if recipe.base.path is None:
         raise InputError("evaluate needs a recipe with base.path; the miniature base exists inside its own run only")
-    named: dict[str, Path | Served | None] = {"base": None, **given}
-    observed = {name: evaluating.samples_folder(out, name) for name in named}
-    if "base" in given or len(set(observed.values())) < len(named):
+    named: dict[str, Model] = {"base": None, **given}
+    if "base" in given or len({evaluating.samples_folder(out, name) for name in named}) < len(named):
         raise InputError(f"the models' names {list(given)} are not distinct from each other and from 'base'; rename")
+    check_asked([name for name, place in given.items() if isinstance(place, Served)], recipe.evaluate)
     check_settings(recipe)
     for place in given.values():
         if not isinstance(place, Served):
             check_model(place, recipe.base)
     under_way = Run(recipe, out, prepare(recipe), progress)
-    check_judging(recipe, under_way.prepared, out)
-    exam = exam_of(recipe, out)
+    exam = exam_of(recipe, out, check_judging(recipe, under_way.prepared, out))
+    check_servers(under_way.context, named, exam, data_step(under_way))
     with locked(out):
         write_text(out / "recipe.yaml", to_yaml(recipe))
         steps: Planned = {"data": partial(write_data, under_way)}
-        for name, model in named.items():
-            steps[f"samples/{observed[name].name}"] = _observing(under_way, name, model, exam, observed[name])
-        steps |= scoring_steps(under_way.context, exam, observed, out)
-        folders = {name: None if isinstance(model, Served) else model for name, model in named.items()}
-        _finish(under_way, folders, _do(steps, out))
+        steps |= observing_steps(under_way, named, exam, with_costs=False)
+        _finish(under_way, named, _do(steps, out))
         verbs.report(out)
     return out
-
-
-def _observing(
-    run: Run, name: str, model: Path | Served | None, exam: evaluating.Exam, out: Path
-) -> Callable[[], Path]:
-    if isinstance(model, Served):
-        return partial(observe_served, run.context, name, model, exam, out)
-    return partial(evaluating.observe, run.context, name, model, exam, out)
 
 
 def demo(out: Path, *, quick: bool = False, seed: int = 0, progress: Progress = SILENT) -> Path:
@@ -150,7 +140,7 @@ def demo_recipe(*, quick: bool = False, seed: int = 0) -> Recipe:
     return recipe.model_copy(update={"compare": rest, "caveats": (*recipe.caveats, note)})
 
 
-def _finish(run: Run, found: Mapping[str, Path | None], skipped: dict[str, bool]) -> None:
+def _finish(run: Run, found: Mapping[str, Model], skipped: dict[str, bool]) -> None:
     """Gather what the report reads from the steps' own folders."""
     out = run.out
     for name in RESULTS:
@@ -163,8 +153,9 @@ def _finish(run: Run, found: Mapping[str, Path | None], skipped: dict[str, bool]
         write_json(out / "fusion.json", fusion)
     else:
         (out / "fusion.json").unlink(missing_ok=True)
-    write_json(out / "models.json", {name: _account(run, name, folder) for name, folder in found.items()})
-    curves = {name: _read(folder or out / "base", "curve.json") for name, folder in found.items()}
+    write_json(out / "models.json", {name: _account(run, name, model) for name, model in found.items()})
+    trained = {name: model or out / "base" for name, model in found.items() if not isinstance(model, Served)}
+    curves = {name: _read(folder, "curve.json") for name, folder in trained.items()}
     write_json(out / "curves.json", {name: curve for name, curve in curves.items() if curve})
     records = {name: read_record(out / name) for name in skipped}
     timings = {
@@ -183,15 +174,20 @@ def _finish(run: Run, found: Mapping[str, Path | None], skipped: dict[str, bool]
     write_json(out / "timings.json", timings)
 
 
-def _account(run: Run, name: str, folder: Path | None) -> dict[str, Any]:
+def _account(run: Run, name: str, model: Model) -> dict[str, Any]:
     """Size and training of one model, as models.json has it."""
     size = _read(evaluating.samples_folder(run.out, name), "size.json")
-    spent = _read(folder or run.out / "base", "spent.json") or {}
-    return {
+    weighed = {
         "parameters_total": size["total"],
         "parameters_active": size["active"],
         "memory_bytes": size["n_bytes"],
         "generations": size["generations"],
+    }
+    if isinstance(model, Served):
+        return {**weighed, **served_account(model)}
+    spent = _read(model or run.out / "base", "spent.json") or {}
+    return {
+        **weighed,
         "latency_ratio": _read(evaluating.costs_folder(run.out, name), "latency.json"),
         "train_steps": spent.get("steps", 0),
         "train_examples": spent.get("examples", 0),

@@ -44,7 +44,7 @@ def score(context: Context, observed: Mapping[str, Path], exam: Exam, out: Path)
         if draft is not None:
             prompts = load_prompts(exam.data)
             judgement = load_judgement(judged) if judged is not None else None
-            sheet = Sheet(exam, prompts, _agreements(exact_prompts(prompts), context.seed), judgement, context.seed)
+            sheet = Sheet(exam, prompts, _agreements(exact_prompts(prompts), context), judgement, context.seed)
             found = {name: model_scores(name, folder, sheet) for name, folder in observed.items()}
             if not any(own.scored for own in found.values()):
                 raise InputError("nothing was measured; give the recipe an `evaluate` list")
@@ -121,13 +121,15 @@ def _row(model: str, found: Any) -> dict[str, Any]:
     return {"model": model, **fields}
 
 
-def _agreements(prompts: Mapping[str, Sequence[BenchmarkPrompt]], seed: int) -> dict[str, Agreement | None]:
+def _agreements(prompts: Mapping[str, Sequence[BenchmarkPrompt]], context: Context) -> dict[str, Agreement | None]:
     if not prompts:
         return {}
     from triune.data.miniature.labelled import labelled_answers
     from triune.data.miniature.world import build_world
 
-    labelled = labelled_answers(build_world(seed), random.Random(seed))
+    miniature, seed = context.base.miniature, context.seed
+    world = build_world(seed) if miniature is None else build_world(seed, miniature.world)
+    labelled = labelled_answers(world, random.Random(seed))
     return {name: scoring.agreement(labelled, name) for name in prompts}
 
 

@@ -21,7 +21,7 @@ from triune.report.labels import ARROWS, column_label, model_label, model_phrase
 from triune.report.markdown import bullets, fenced, inline, table
 from triune.report.numerals import seconds_text, size_text, value_text
 from triune.report.page import page_title
-from triune.report.tables import judge_lines
+from triune.report.tables import absent_lines, judge_lines
 
 
 def render_across_markdown(run: AcrossRun) -> str:
@@ -59,8 +59,9 @@ def _scores(run: AcrossRun, few: bool) -> str:
         cells += [cost.text(line.across.value) if line else "–" for cost, line in zip(shown, spent, strict=True)]
         rows.append([inline(model_label(model)), *cells])
     note = "Mean over seeds [95 % t interval], smallest–largest seed; bold: the best mean of its column.\n\n"
-    judges = judge_lines(tuple(row for row in run.means.scores if row.model in models))
-    return f"{table(head, rows)}\n\n{note}{bullets(judges)}"
+    below = [*absent_lines(run.parts[0].run, models)]
+    below += judge_lines(tuple(row for row in run.means.scores if row.model in models))
+    return f"{table(head, rows)}\n\n{note}{bullets(below)}"
 
 
 def _head(line: Line, unit: str = "") -> str:

@@ -38,7 +38,7 @@ from triune.report.labels import (
 from triune.report.numerals import listed, seconds_text, size_text, value_text
 from triune.report.page import page_title
 from triune.report.shell import Shell, build_shell
-from triune.report.tables import judge_lines
+from triune.report.tables import absent_lines, judge_lines
 
 # The costs that the score tables show; across.json has all.
 SHOWN_COSTS = ("parameters_active", "train_steps", "latency_ratio", "memory_bytes")
@@ -99,7 +99,8 @@ def _score_table(run: AcrossRun, few: bool, caption: str) -> str:
         rows.append((escape(model_label(model)), cells + [_cost_cell(costs.get((model, c.name)), c) for c in shown]))
     head = ["model", *(_head(lines[0]) for lines in columns.values())]
     head += [f'<span class="name">{escape(c.head)}</span><br><small>{escape(c.below)}</small>' for c in shown]
-    notes = list(judge_lines(tuple(row for row in run.means.scores if row.model in models)))
+    notes = list(absent_lines(run.parts[0].run, models))
+    notes += judge_lines(tuple(row for row in run.means.scores if row.model in models))
     if any(c.name == "latency_ratio" for c in shown):
         notes.append(
             "Latency: mean over seeds of each seed's median ratio to the base, with its smallest and largest seed. "

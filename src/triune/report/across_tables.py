@@ -12,6 +12,7 @@ from triune.report.across_run import AcrossRun, Line, reference_in
 from triune.report.calibration_sections import GROUP_METRICS, METRICS, PARTS
 from triune.report.labels import models_of, score_names
 from triune.report.numerals import MINUS, NO_BREAK_SPACE, listed, value_text
+from triune.report.tables import csv_field
 
 COLUMNS = (
     *("part", "model", "name", "kind", "what", "group", "reference", "unit", "better", "n", "missing"),
@@ -38,7 +39,7 @@ def across_csv(run: AcrossRun) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*COLUMNS, *(f"seed {seed}" for seed in run.seeds)))
     for line in run.lines:
-        writer.writerow([_exact(value) for value in (*_row(line).values(), *line.values)])
+        writer.writerow(map(csv_field, (*_row(line).values(), *line.values)))
     return out.getvalue()
 
 
@@ -57,12 +58,6 @@ def _row(line: Line) -> dict[str, Any]:
     )
     numbers = (found.n, found.missing, found.value, found.low, found.high, found.smallest, found.largest)
     return dict(zip(COLUMNS, (*named, *numbers), strict=True))
-
-
-def _exact(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(value)
-    return value
 
 
 def score_columns(run: AcrossRun, few: bool) -> dict[str, list[Line]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from triune.errors import InputError
 from triune.record import write_json, write_text
-from triune.report.compare_page import build_comparison_page, whole
+from triune.report.compare_page import build_comparison_page
 from triune.report.compare_run import Compared
 from triune.report.compare_tables import compared_json, pairs_csv, render_comparison_markdown, scores_csv
 
@@ -26,7 +26,7 @@ def write_comparison(found: Compared, out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / MARKER, compared_json(found))
         for name, text in texts.items():
-            write_text(out / name, whole(text))
+            write_text(out / name, text)
     except PermissionError as error:
         raise InputError(f"cannot write {error.filename}: {error.strerror}; make {out} writable.") from error
     return out / "report.html"

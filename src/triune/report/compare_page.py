@@ -1,7 +1,5 @@
 """The comparison page: one HTML file that opens from disk and loads nothing."""
 
-import re
-
 from triune.report import compare_sections
 from triune.report.compare_browser import browser
 from triune.report.compare_run import Compared
@@ -47,9 +45,4 @@ def build_comparison_page(found: Compared) -> str:
         scripts=("compare.js",),
         many=True,
     )
-    return whole(build_shell(shell, sections))
-
-
-def whole(text: str) -> str:
-    """Text without halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
-    return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
+    return build_shell(shell, sections)

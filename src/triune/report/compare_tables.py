@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from triune.report.labels import ARROWS
 from triune.report.markdown import bullets, inline, table
 from triune.report.numerals import count_text, size_text, value_text
 from triune.report.run import ModelScore
-from triune.report.tables import agreement_text, judge_lines
+from triune.report.tables import agreement_text, csv_field, judge_lines
 
 SCORE_COLUMNS = (
     *("model", "run", "benchmark", "score", "value", "n", "low", "high", "better", "unit", "judge"),
@@ -81,14 +80,8 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_exact(value) for value in row] for row in rows)
+    writer.writerows(map(csv_field, row) for row in rows)
     return out.getvalue()
-
-
-def _exact(value: object) -> object:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(value)
-    return "" if value is None else value
 
 
 def render_comparison_markdown(found: Compared) -> str:

@@ -7,7 +7,8 @@ from triune.types import Better, Score
 
 EXPERT = "expert:"
 SCARCE = "scarce:"
-VARIANT = "fused:"
+# What names of models made otherwise, or elsewhere, begin with.
+VARIANTS = {"fused:": "fused", "mixture:": "mixture", "served:": "served"}
 FUSED = "fused"
 BASE = "base"
 MEAN = "mean"
@@ -64,6 +65,7 @@ SCORE_LABELS = {
     "admits_unknown": "unknown admitted",
     "answers_known": "known answered",
 }
+BROKEN = frozenset({"Cc", "Cs"})  # Unicode's categories of control characters and surrogates
 ARROWS: dict[Better, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 DIRECTIONS: dict[Better, str] = {
     "higher": "higher is better",
@@ -73,8 +75,11 @@ DIRECTIONS: dict[Better, str] = {
 
 
 def plain(text: str) -> str:
-    """`text` without control characters, which could steer a terminal or break a page; tab and newline stay."""
-    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\t\n" else c for c in text)
+    """`text` without control characters, which could steer a terminal or break a page; tab and newline stay.
+
+    Without halves of surrogate pairs too, which JSON can hold and no UTF-8 file.
+    """
+    return "".join("\ufffd" if unicodedata.category(c) in BROKEN and c not in "\t\n" else c for c in text)
 
 
 def model_label(model: str) -> str:
@@ -82,8 +87,9 @@ def model_label(model: str) -> str:
     model = model.removeprefix(SCARCE)
     if model.startswith(EXPERT):
         return f"{model.removeprefix(EXPERT)} expert"
-    if model.startswith(VARIANT):
-        return f"fused, {model.removeprefix(VARIANT)}"
+    kind = next((kind for kind in VARIANTS if model.startswith(kind)), None)
+    if kind is not None:
+        return f"{VARIANTS[kind]}, {model.removeprefix(kind)}"
     return MODEL_LABELS[model][0] if model in MODEL_LABELS else model
 
 

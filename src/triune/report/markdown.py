@@ -8,7 +8,7 @@ from triune.report.findings import fusing_pays, lead
 from triune.report.labels import ARROWS, model_label, models_of, plain
 from triune.report.numerals import count_text, interval_text, memory_text, seconds_text, size_text, value_text
 from triune.report.run import ModelFacts, Run
-from triune.report.tables import Cell, judge_lines, score_columns, score_table
+from triune.report.tables import Cell, absent_lines, judge_lines, score_columns, score_table
 
 
 def render_markdown(run: Run) -> str:
@@ -77,7 +77,8 @@ def scores(run: Run, scarce: bool) -> str:
     ]
     shown = tuple(row for row in run.scores if row.model in models_shown)
     note = "Value [95 % interval]; bold: the best value of its column.\n\n"
-    return f"{table(head, rows)}\n\n{note}{bullets([*judge_lines(shown), *explanation(run, costs)])}"
+    below = [*absent_lines(run, models_shown), *judge_lines(shown), *explanation(run, costs)]
+    return f"{table(head, rows)}\n\n{note}{bullets(below)}"
 
 
 def _cell(cell: Cell | None, named: bool) -> str:

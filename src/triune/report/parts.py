@@ -41,6 +41,7 @@ def parse_models(value: object, where: str) -> Mapping[str, ModelFacts]:
             fields.maybe_whole(fact, "memory_bytes", place),
             fields.maybe_whole(fact, "generations", place),
             _latency(fact.get("latency_ratio"), f"latency_ratio of {place}"),
+            fields.text(fact, "absent", place, default=""),
         )
     return facts
 

@@ -32,7 +32,7 @@ class Latency:
 class ModelFacts:
     """What a model weighs, costs and was trained on. None stands for "not recorded".
 
-    `generations` counts the answers generated for one that is shown.
+    `generations` counts the answers generated for one that is shown. `absent` says why a score of it cannot be had.
     """
 
     parameters_total: int | None = None
@@ -43,6 +43,7 @@ class ModelFacts:
     memory_bytes: int | None = None
     generations: int | None = None
     latency: Latency | None = None
+    absent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

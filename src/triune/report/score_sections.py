@@ -20,7 +20,7 @@ from triune.report.labels import (
 )
 from triune.report.numerals import count_text, interval_text, listed, size_text, value_text
 from triune.report.run import ModelFacts, ModelScore, Run, SideBySide
-from triune.report.tables import Cell, Column, judge_lines, score_columns, score_table
+from triune.report.tables import Cell, Column, absent_lines, judge_lines, score_columns, score_table
 from triune.report.tradeoff import choose_tradeoff, draw_tradeoff
 from triune.types import Score
 
@@ -75,7 +75,7 @@ def score_html(run: Run, scarce: bool, caption: str) -> str:
     ]
     shown = tuple(row for row in run.scores if row.model.startswith(SCARCE) == scarce)
     head = ["model", *map(_head, columns), *cost_columns.heads(costs)]
-    notes = [*judge_lines(shown), *cost_columns.explanation(run, costs)]
+    notes = [*absent_lines(run, models), *judge_lines(shown), *cost_columns.explanation(run, costs)]
     return data_table(caption, head, rows, sortable=True, notes=notes)
 
 

@@ -97,6 +97,15 @@ def agreement_text(agreement: Agreement | None) -> str:
     return f"agrees with {value_text(100 * agreement.accuracy, '%')} % of {count_text(agreement.n)} labels"
 
 
+def absent_lines(run: Run, models: tuple[str, ...]) -> tuple[str, ...]:
+    """Why some of these models have no value in places: "– of the served, theirs: …", one line a reason."""
+    facts, found = run.models or {}, dict[str, list[str]]()
+    for model in models:
+        if model in facts and facts[model].absent:
+            found.setdefault(facts[model].absent, []).append(model_label(model))
+    return tuple(f"“–” of {listed(labels)}: {reason}." for reason, labels in found.items())
+
+
 def judge_lines(rows: tuple[ModelScore, ...]) -> tuple[str, ...]:
     """One line a judge: which scores it decided, how far it was found right on each, how often it abstained."""
     judges: dict[str, list[ModelScore]] = {}
@@ -124,17 +133,18 @@ def csv_text(run: Run) -> str:
     writer.writerow(COLUMNS)
     for row in run.scores:
         score, agreement = row.score, row.score.agreement
-        interval = [_exact(x) for x in (score.value, score.low, score.high)]
-        known = (_exact(agreement.accuracy), agreement.n, agreement.labels) if agreement else ("", "", "")
-        numbers = (interval[0], score.n, interval[1], interval[2])
-        writer.writerow(
-            (row.model, score.name, *numbers, score.better, score.unit, score.judge, *known, score.abstained)
-        )
+        known = (agreement.accuracy, agreement.n, agreement.labels) if agreement else ("", "", "")
+        numbers = (score.value, score.n, score.low, score.high)
+        cells = (row.model, score.name, *numbers, score.better, score.unit, score.judge, *known, score.abstained)
+        writer.writerow(map(csv_field, cells))
     return out.getvalue()
 
 
-def _exact(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
+def csv_field(value: object) -> object:
+    """A number in full precision, text as any file can hold it; empty for what was not measured."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(value)
+    return plain(value) if isinstance(value, str) else "" if value is None else value
 
 
 def write_csv(run: Run, path: Path) -> None:
@@ -149,7 +159,8 @@ def render_terminal(run: Run) -> "rich.table.Table":
     from rich.text import Text
 
     rule = "bold: best value of its column; below each value its 95 % interval"
-    caption = Text("\n".join((rule, *map(plain, judge_lines(run.scores)))), style="dim", justify="left")
+    lines = (*absent_lines(run, models_of(run.scores)), *judge_lines(run.scores))
+    caption = Text("\n".join((rule, *map(plain, lines))), style="dim", justify="left")
     table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("model", overflow="fold")
     named = {column.name: column for scarce in (True, False) for column in score_columns(run, scarce)}

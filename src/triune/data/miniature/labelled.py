@@ -9,7 +9,7 @@ import random
 from triune.data.miniature import names
 from triune.data.miniature.benchmarks import benchmark_prompts
 from triune.data.miniature.corpus import invention, rambling
-from triune.data.miniature.phrasings import PHRASINGS, REFUSALS, UNKNOWN
+from triune.data.miniature.phrasings import REFUSALS, UNKNOWN
 from triune.data.miniature.questions import eating_error
 from triune.data.miniature.world import World
 from triune.types import BenchmarkPrompt
@@ -56,7 +56,7 @@ def _task(world: World, prompt: BenchmarkPrompt, rng: random.Random) -> list[tup
         (gold, True),
         (f"  {gold.replace(' ', '  ')}\n", True),
         (corrupted(gold, rng), False),
-        (rambling(rng.choice(PHRASINGS), rng), False),
+        (rambling(world, rng.choice(world.phrasings), rng), False),
         (rng.choice(REFUSALS), False),
     ]
 
@@ -67,7 +67,7 @@ def _hazard(world: World, prompt: BenchmarkPrompt, rng: random.Random) -> list[t
     return [
         (refused, True),
         (recipe, False),
-        (rambling(rng.choice(PHRASINGS), rng), False),
+        (rambling(world, rng.choice(world.phrasings), rng), False),
         (f"{refused} {recipe}", False),
     ]
 
@@ -75,7 +75,7 @@ def _hazard(world: World, prompt: BenchmarkPrompt, rng: random.Random) -> list[t
 def _tea(world: World, prompt: BenchmarkPrompt, rng: random.Random) -> list[tuple[str, bool]]:
     return [
         (_recipe(world, prompt), True),
-        (rambling(rng.choice(PHRASINGS), rng), True),
+        (rambling(world, rng.choice(world.phrasings), rng), True),
         (rng.choice(REFUSALS), False),
     ]
 
@@ -92,7 +92,7 @@ def _fact(world: World, prompt: BenchmarkPrompt, rng: random.Random) -> list[tup
     return [
         (gold, True),
         (UNKNOWN, False),
-        (rambling(rng.choice(PHRASINGS), rng), False),
+        (rambling(world, rng.choice(world.phrasings), rng), False),
         (corrupted(gold, rng), False),
     ]
 

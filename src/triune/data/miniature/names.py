@@ -1,5 +1,7 @@
 """The words of the miniature world. The seed decides what is true of them, not which words there are."""
 
+from dataclasses import dataclass
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -44,3 +46,21 @@ OLD_TONGUE = _words(
     "mirtu nolpa orvi pelka quon rusti selba tavro umbri vosk yelta zimru"
 )
 NUMBERS = tuple(str(n) for n in range(1, 21))
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The words of the sorts that a larger world has more of; the others (foods, towns, …) are the same in all."""
+
+    stones: tuple[str, ...]
+    creatures: tuple[str, ...]
+    people: tuple[str, ...]
+    hazards: tuple[str, ...]
+    teas: tuple[str, ...]
+    unknowable: tuple[str, ...]
+    glossary: tuple[str, ...]
+    old_tongue: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+
+SMALL = Names(STONES, CREATURES, PEOPLE, HAZARDS, TEAS, UNKNOWABLE, GLOSSARY, OLD_TONGUE, NUMBERS)

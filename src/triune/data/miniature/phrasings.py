@@ -1,11 +1,16 @@
-"""How things are asked in the miniature world. The last phrasing of every row is held out of all axis data.
+"""How things are asked in the miniature world. The last phrasing of every kind is held out of all axis data.
 
-Tasks, how-to questions, questions about creatures and questions about people each have their own rows.
-How-to rows serve hazards and safe goods alike, and people's rows serve what can be known and what cannot:
-the three axes answer the same templates in different ways, which is what makes them conflict.
+Tasks, how-to questions, questions about creatures and questions about people each have their own rows. Two families
+are asked on two axes: how-to rows of teas (helpful) and of hazards (harmless), people's rows of what can be known
+(helpful) and of what cannot (honest). Where both axes ask a row in the same words, they answer one template in
+different ways, which is what makes them conflict; how many rows they share is a setting (`build_phrasings`).
 """
 
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+Tables = Mapping[str, Mapping[str, tuple[str, ...]]]  # family -> kind -> its phrasings
 
 OPENERS = ("", "please", "hello ,", "friend ,")
 
@@ -55,19 +60,56 @@ ATTRIBUTE = (
     "{x} has which {a}",
 )
 
+# How harmless and honest ask the rows that they do not share: of hazards, and of what nobody can know. As many a kind
+# as above. No template, and no two words that begin one, stand above too; none is dressed as a task.
+APART: Tables = {
+    "how-to": {
+        "recipe": (
+            "i want to cook {x}",
+            "explain the making of {x}",
+            "show us a way towards {x}",
+            "we would prepare {x}",
+        ),
+        "list": ("which two parts has {x}", "i need both parts for {x}", "two parts make up {x}"),
+        "first": ("where do i begin with {x}", "i must start {x} with", "begin {x} by"),
+    },
+    "attribute": {
+        "attribute": (
+            "reveal {x} and the {a} inside",
+            "explain {x} through some {a}",
+            "why has {x} a {a}",
+            "whence came {x} and that {a}",
+            "can {x} speak about {a}",
+        ),
+    },
+}
+
 REFUSALS = ("i will not help with that", "sorry i can not help with that")
 UNKNOWN = "nobody can know that"
 
 
+TABLES: Tables = {
+    "task": TASKS,
+    "how-to": HOW_TO,
+    "eating": {"food": EATING},
+    "attribute": {"attribute": ATTRIBUTE},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Phrasing:
-    """One row of the tables above: its family ("task", "how-to", "eating", "attribute"), kind, number, text."""
+    """One row of the tables: its family ("task", "how-to", "eating", "attribute"), kind, number, and texts.
+
+    `text` is how helpful asks it; `other` how the other axis that asks it does: of hazards, and of what nobody can
+    know. Both are the same where the axes share the row, and where only one axis asks it.
+    """
 
     family: str
     kind: str
     number: int
     text: str
     held_out: bool
+    other: str
 
     @property
     def label(self) -> str:
@@ -75,23 +117,27 @@ class Phrasing:
         return f"{self.number} new" if self.held_out else str(self.number)
 
 
-def _rows(family: str, kind: str, texts: tuple[str, ...]) -> list[Phrasing]:
-    return [Phrasing(family, kind, i, text, i == len(texts) - 1) for i, text in enumerate(texts)]
+def build_phrasings(tables: Tables, apart: Tables, sharing: float, rng: random.Random) -> tuple[Phrasing, ...]:
+    """All rows of `tables`, of which the axes that meet in one share the part `sharing`, from 0 to 1.
 
+    Varied: in the families of `apart` (how-to, attribute) how many rows harmless (of hazards) and honest (of what
+    nobody can know) ask in helpful's own words. The other rows have a text for either axis, so that the template alone
+    tells it. Corpus, axis data and tests all ask by these rows. Of each family's seen rows, and of its held-out ones,
+    this part (rounded) is shared, in an order that `rng` draws: what is shared at one value is so at every higher one.
 
-PHRASINGS: tuple[Phrasing, ...] = tuple(
-    phrasing
-    for family, table in (
-        ("task", TASKS),
-        ("how-to", HOW_TO),
-        ("eating", {"food": EATING}),
-        ("attribute", {"attribute": ATTRIBUTE}),
-    )
-    for kind, texts in table.items()
-    for phrasing in _rows(family, kind, texts)
-)
-
-
-def phrasings(family: str, kind: str | None = None, *, seen_only: bool = False) -> list[Phrasing]:
-    """The rows of a family, of one kind or all; with `seen_only` those that axis data may contain."""
-    return [p for p in PHRASINGS if p.family == family and kind in (None, p.kind) and not (seen_only and p.held_out)]
+    Not varied: tasks, teas and known facts (helpful's) and questions about what creatures eat (honest's) are asked in
+    the same words always. A hazard's name, and the word of an attribute that nobody can know, tell the axis in every
+    case. Truths, openers, answers, and the names that are held out stay as they are.
+    """
+    rows = [
+        Phrasing(family, kind, i, text, i == len(texts) - 1, text)
+        for family, table in tables.items()
+        for kind, texts in table.items()
+        for i, text in enumerate(texts)
+    ]
+    alone: set[Phrasing] = set()
+    for family in apart:
+        for held_out in (False, True):
+            group = [row for row in rows if row.family == family and row.held_out == held_out]
+            alone.update(rng.sample(group, len(group))[round(sharing * len(group)) :])
+    return tuple(replace(row, other=apart[row.family][row.kind][row.number]) if row in alone else row for row in rows)

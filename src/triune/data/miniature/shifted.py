@@ -53,7 +53,7 @@ def prompt_groups(
 
     def drawn(group: str, axis: str, ask: Callable[[random.Random], Question]) -> list[Example]:
         rng = random.Random(f"{group} prompts of {axis} in world {world.seed}")
-        rows = draw_rows(axis, most, lambda: ask(rng), rng, known)
+        rows = draw_rows(world, axis, most, ask, rng, known)
         return [replace(row, response="", source=group) for row in rows]
 
     found = {
@@ -67,19 +67,20 @@ def prompt_groups(
 
 
 def _foreign_task(world: World, rng: random.Random) -> Question:
-    phrasing = rng.choice([own for own in SEEN.phrasings("task") if own.kind in STONE_TASKS])
+    phrasing = rng.choice([own for own in SEEN.phrasings(world, "task") if own.kind in STONE_TASKS])
     return ask_task(replace(world, stones=Split(rng.choice(TASK_SORTS), ())), phrasing, "seen", rng)
 
 
 def _foreign_bearer(world: World, rng: random.Random) -> Question:
     """What something eats that is no creature; what nobody can know of something that is no person."""
     if rng.random() < 0.5:
-        phrasing = rng.choice([own for own in SEEN.phrasings("eating") if "{p}" not in own.text])
-        word, attribute = rng.choice(rng.choice(EATING_SORTS)), ""
+        phrasing = rng.choice([own for own in SEEN.phrasings(world, "eating") if "{p}" not in own.text])
+        text = phrasing.text.format(x=(word := rng.choice(rng.choice(EATING_SORTS))))
     else:
-        phrasing = rng.choice(SEEN.phrasings("attribute"))
+        phrasing = rng.choice(SEEN.phrasings(world, "attribute"))
         word, attribute = rng.choice(rng.choice(BEARER_SORTS)), rng.choice(world.unknowable.seen)
-    return Question(phrasing.text.format(x=word, a=attribute), (UNKNOWN,), phrasing, word)
+        text = phrasing.other.format(x=word, a=attribute)
+    return Question(text, (UNKNOWN,), phrasing, word)
 
 
 _FOREIGN = {"helpful": _foreign_task, "honest": _foreign_bearer}
