@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST_ARGS ?= $(if $(filter true,$(CI)),--cov=src/triune --cov-report=term:skip-covered,-m "not slow")
 
-.PHONY: demo test lint format setup clean
+.PHONY: demo test lint format setup claims evidence clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready
@@ -29,6 +29,14 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .
 
 setup: $(VENV)/.ready-dev
+
+# docs/claims.md from the result files: seconds
+claims: $(VENV)/.ready
+	$(BIN)/python benchmarks/claims.py
+
+# the result files themselves: hours; goes on where it was stopped. EVIDENCE_ARGS="--only demo" for a part of it
+evidence: $(VENV)/.ready
+	$(BIN)/python benchmarks/evidence.py $(EVIDENCE_ARGS)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

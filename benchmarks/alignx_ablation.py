@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablation import SCORES, collect, differences, kept, table_of
+from ablation import SCORES, Table, collect, differences, kept, table_of
 
 NAMES = {
     "base": "base",
@@ -68,12 +68,17 @@ def calibration(folders: Sequence[Path]) -> dict[str, dict[str, str]]:
     return {**found, "answer ECE": {"kind": "answer", "metric": "ece", "group": ""}}
 
 
+def collect_into(target: Path, folders: Sequence[Path]) -> Table:
+    """Write every value of finished runs into one small file; the same as a table."""
+    table = collect(folders, calibration(folders))
+    kept(target, folders, table)
+    return table
+
+
 def main() -> None:
     """The command line."""
     target, folders = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    wanted = calibration(folders)
-    table = collect(folders, wanted)
-    kept(target, folders, table)
+    wanted, table = calibration(folders), collect_into(target, folders)
     generated = "mean" in table["base"]  # the miniature world's tests; elsewhere likelihoods
     likelihood = [name for name in table["base"] if name.startswith("nll:") or name in ("preference", "mc1", "mc2")]
     scores, digits = (list(SCORES), 1) if generated else (likelihood, 3)

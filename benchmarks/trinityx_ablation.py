@@ -7,9 +7,10 @@ Writes one value a seed of every number into the file named first, and prints th
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from ablation import SCORES, collect, differences, kept, table_of
+from ablation import SCORES, Table, collect, differences, kept, table_of
 
 NAMES = {
     "base": "base",
@@ -51,11 +52,16 @@ def pairs() -> list[tuple[str, str]]:
     return [*found, ("calibrated", "fused"), ("fused", "fused:mocae-2"), COMPARED, ("fused:mocae-2", "mixture")]
 
 
-def main() -> None:
-    """The command line."""
-    target, folders = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
+def collect_into(target: Path, folders: Sequence[Path]) -> Table:
+    """Write every value of finished runs into one small file; the same as a table."""
     table = collect(folders, CALIBRATION)
     kept(target, folders, table)
+    return table
+
+
+def main() -> None:
+    """The command line."""
+    table = collect_into(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
     generated = "mean" in table["base"]  # the miniature world's tests; elsewhere likelihoods
     likelihood = [name for name in table["base"] if name.startswith("nll:") or name in ("preference", "mc1", "mc2")]
     scores, digits = (list(SCORES), 1) if generated else (likelihood, 3)
