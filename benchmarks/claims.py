@@ -74,10 +74,12 @@ counts seeds.
 
 A claim of "little" holds where the interval lies within the band, and does not where it lies wholly outside; one of
 "no worse" holds where the interval lies above the band's lower end. "Apart" is a claim without a sign: either side
-counts. A difference that is on the claimed side *and* within the band holds, and is marked as small. Where several
-differences decide, all have to be as claimed, and one contrary finding refutes. Costs side by side have no seeds:
-every work has to be beyond the band, which stands for the noise of repeats. Each claim is judged by itself; of
-{n_rows} at {level} some fall on a side by chance. Bands belong to the kind of number and not to the claim:
+counts. Where the rival is within the band of the best possible percentage (100 of a score, 0 of an error) there is *no
+room* to be better, and such a number refutes nothing. A difference that is on the claimed side *and* within the band
+holds, and is marked as small. Where several differences decide, all have to be as claimed, and one contrary finding
+refutes. Costs side by side have no seeds: every work has to be beyond the band, which stands for the noise of repeats.
+Each claim is judged by itself; of {n_rows} at {level} some fall on a side by chance. Bands belong to the kind of
+number and not to the claim:
 
 | kind of number | negligible band |
 |---|---|

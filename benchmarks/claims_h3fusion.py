@@ -110,9 +110,11 @@ ROWS = (
     Claim(
         "The gating loss steers the routing to the right expert",
         "stage two, gating loss; figure of routing weights",
-        "A start of the routers that does not know the axes: here they start from a logistic regression on prompts.",
-        decides=(routed("fused", "fused:gating-0"),),
+        "A base whose hidden states do not tell the axes apart.",
+        decides=(routed("fused", "fused:gating-0"), routed("fused:random", "fused:random-0")),
+        note="Routers start from a logistic regression on the axes' inputs; random: from random weights.",
         beside=(
+            routed("fused:random-1", "fused:random-0"),
             routed("fused:gating-1e-1", "fused:gating-0"),
             routed("fused:gating-1", "fused:gating-0"),
             *(
@@ -130,9 +132,12 @@ ROWS = (
     Claim(
         "The gating loss makes the answers better",
         "stage two, ablation without the gating loss; sensitivity to λ",
-        "Axes that are not near their ceiling, or routers that start without knowing the axes.",
+        "Axes that are not near their ceiling, or experts that harm each other more.",
         decides=(models(FILE, "mean", "fused", "fused:gating-0"),),
+        note="Routers start from a logistic regression on the axes' inputs; random: from random weights.",
         beside=(
+            models(FILE, "mean", "fused:random", "fused:random-0"),
+            models(FILE, "mean", "fused:random-1", "fused:random-0"),
             models(FILE, "mean", "fused:gating-1e-1", "fused:gating-0"),
             models(FILE, "mean", "fused:gating-1", "fused:gating-0"),
             *(models(FILE, axis, "fused", "fused:gating-0") for axis in AXES),

@@ -11,7 +11,7 @@ from claims_asked import EACH, KINDS, LEAST, MOST, Asked, Best, Claim, Claimed, 
 from triune.errors import InputError
 from triune.metrics.across import UNBOUNDED, Across, across, across_difference
 
-Outcome = Literal["claimed", "opposite", "negligible", "undecided", "not yet run"]
+Outcome = Literal["claimed", "opposite", "negligible", "no room", "undecided", "not yet run"]
 
 HOLDS, FAILS, UNSEEN = "holds in kind", "does not hold", "not seen"
 UNTESTABLE, NOT_RUN = "cannot be tested at this size", "not yet run"
@@ -135,13 +135,28 @@ def _of_seeds(asked: Comparison, content: Any) -> Found:
     if difference is None:
         raise InputError(f"{asked.file}: {rival} has values of 0 or below, and a ratio to it was asked; mend the row")
     sides = (label, _level(asked.ours, asked, ours)), (rival, _level(asked.theirs, asked, theirs))
-    return Found(asked, outcome_of(asked, difference), *sides, difference, relative)
+    outcome = outcome_of(asked, difference)
+    if outcome in ("negligible", "undecided") and without_room(asked, sides[1][1]):
+        outcome = "no room"
+    return Found(asked, outcome, *sides, difference, relative)
+
+
+def without_room(asked: Comparison, rival: Across) -> bool:
+    """Whether the rival is so near the best possible percentage, by the band, that no effect could be seen."""
+    low, high = _bounds(asked.theirs, asked)
+    best = {"above": high - rival.value, "below": rival.value - low}
+    return asked.claimed in best and best[asked.claimed] <= KINDS[asked.kind].band
+
+
+def _bounds(series: Series | None, asked: Comparison) -> tuple[float, float]:
+    """What one side can be: a percentage, unless the side is itself a difference."""
+    plain = isinstance(series, Best) or (series is not None and all(weight > 0 for weight, _ in series.terms))
+    return (0.0, 100.0) if plain and asked.kind == "points" else UNBOUNDED
 
 
 def _level(series: Series, asked: Comparison, values: Sequence[float]) -> Across:
-    """The mean of one side; its interval ends where a percentage does, unless the side is itself a difference."""
-    plain = isinstance(series, Best) or all(weight > 0 for weight, _ in series.terms)
-    return across(values, bounds=(0.0, 100.0) if plain and asked.kind == "points" else UNBOUNDED)
+    """The mean of one side; its interval ends where what it measures does."""
+    return across(values, bounds=_bounds(series, asked))
 
 
 def _of_works(asked: Costs, content: Any) -> Found:

@@ -77,8 +77,29 @@ def sharing(part: float) -> Part:
     return Part(f"sharing-{part:g}", "recipes/conflict.yaml", (f"base.miniature.world.sharing={part:g}",))
 
 
+# Bases of the large world by name: what the recipe's own is changed to. Ordered from small to large.
+LADDER = {
+    "0.7M": (128, 3, 384, 4, 2.5e-3),
+    "2.1M": (192, 4, 576, 6, 2.0e-3),
+    "5.6M": (288, 5, 864, 9, 1.7e-3),
+}
+SHAPE = ("hidden_size", "layers", "intermediate_size", "heads", "learning_rate")
+
+
+def size(name: str) -> Part:
+    """A run of the large world with a base of another size."""
+    changed = tuple(f"base.miniature.{key}={value}" for key, value in zip(SHAPE, LADDER[name], strict=True))
+    return Part(name, "recipes/miniature-large.yaml", ("seeds=[20,21,22]", *changed))
+
+
 ROWS = (
     Row("h3fusion", "h3fusion_ablation.py", "h3fusion.json", (Part("run", "recipes/h3fusion-ablation.yaml"),)),
+    Row(
+        "h3fusion-real-tiny",
+        "h3fusion_ablation.py",
+        "h3fusion_real_tiny.json",
+        (Part("run", "recipes/h3fusion-ablation-real-tiny.yaml"),),
+    ),
     Row("trinityx", "trinityx_ablation.py", "trinityx.json", (Part("run", "recipes/trinityx-ablation.yaml"),)),
     Row("alignx", "alignx_ablation.py", "alignx.json", (Part("run", "recipes/alignx-ablation.yaml"),)),
     Row("alignx-collapse", "alignx_collapse.py", "alignx_collapse.json", also=("alignx",)),
@@ -89,13 +110,7 @@ ROWS = (
         "demo_seeds.json",
         (Part("small", "src/triune/recipes/miniature.yaml", ("seeds=[0,1,2,3,4]",)),),
     ),
-    Row(
-        "sizes",
-        "sizes.py",
-        "sizes.json",
-        (Part("large", "recipes/miniature-large.yaml", ("seeds=[0,1,2]",)),),
-        also=("demo",),
-    ),
+    Row("sizes", "sizes.py", "sizes.json", tuple(map(size, LADDER))),
 )
 
 

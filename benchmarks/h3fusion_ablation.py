@@ -43,6 +43,11 @@ SWEEPS: dict[str, tuple[str, dict[str, str]]] = {
         {"0": "fused:gating-0", "0.001": "fused:gating-1e-3", "0.01": "fused", "0.1": "fused:gating-1e-1"}
         | {"1": "fused:gating-1"},
     ),
+    "start": (
+        "routers at the start:",
+        {"random, λ 0": "fused:random-0", "random, λ 0.01": "fused:random", "random, λ 1": "fused:random-1"}
+        | {"logistic, λ 0.01": "fused"},
+    ),
     **{f"drift {axis}": (f"γ {axis}", {"0": "fused", **_steps_of_gamma(axis)}) for axis in AXES},
     "drift": ("γ of all", {"0": "fused", "0.01": "fused:drift-1e-2", "1": "fused:drift-1"}),
     "representation": ("ρ", {"0": "fused", "0.01": "fused:representation-1e-2", "0.1": "fused:representation-1e-1"}),

@@ -88,6 +88,9 @@ def test_costs_without_seeds(claimed: Claimed, values: list[float], outcome: str
         (["claimed", "opposite"], rules.FAILS),
         (["undecided", "negligible"], rules.FAILS),
         (["undecided"], rules.UNSEEN),
+        (["no room"], rules.UNSEEN),
+        (["claimed", "no room"], rules.UNSEEN),
+        (["negligible", "no room"], rules.FAILS),
         (["claimed", "not yet run"], rules.NOT_RUN),
         (["opposite", "not yet run"], rules.NOT_RUN),
     ],
@@ -99,6 +102,25 @@ def test_the_verdict_of_several(outcomes: list[rules.Outcome], verdict: str) -> 
 
 def test_a_claim_that_nothing_decides_cannot_be_tested() -> None:
     assert rules.verdict_of(Claim("c", "w", "m", untestable="why"), []) == rules.UNTESTABLE
+
+
+@pytest.mark.parametrize(
+    ("claimed", "ours", "theirs", "outcome"),
+    [
+        ("above", [98.2, 98.4, 98.6], [98.3, 98.5, 98.4], "no room"),
+        ("above", [97.2, 97.4, 97.6], [97.3, 97.5, 97.4], "negligible"),
+        ("above", [99.9, 99.8, 99.7], [98.3, 98.2, 98.4], "claimed"),  # it is there: room or not
+        ("above", [90, 91, 92], [98.3, 98.5, 98.4], "opposite"),
+        ("below", [0.2, 0.4, 0.6], [0.3, 0.5, 0.4], "no room"),
+        ("below", [5.2, 5.4, 5.6], [5.3, 5.5, 5.4], "negligible"),
+        ("little", [99.2, 99.4, 99.6], [99.3, 99.5, 99.4], "claimed"),
+    ],
+)
+def test_where_nothing_can_gain_nothing_is_refuted(
+    claimed: Claimed, ours: list[float | None], theirs: list[float | None], outcome: str
+) -> None:
+    (found,) = rules.look(compared(claimed), held(a=ours, b=theirs))
+    assert found.outcome == outcome
 
 
 def test_a_difference_by_hand() -> None:
