@@ -30,6 +30,8 @@ def interrupted(out: Path, how: signal.Signals) -> tuple[int, str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and what they start inherits it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + PATIENCE
     while not (out / ".base.draft").is_dir():
@@ -40,7 +42,10 @@ def interrupted(out: Path, how: signal.Signals) -> tuple[int, str, str]:
     time.sleep(1)  # into the work
     assert process.poll() is None
     process.send_signal(how)
-    output, errors = process.communicate(timeout=PATIENCE)
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()  # a process that does not listen would run for hours
     return process.returncode, output, errors
 
 
