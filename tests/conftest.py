@@ -1,9 +1,13 @@
 """Shapes and types are checked while the tests run; nothing may reach the network."""
 
 import os
+import signal
 import socket
 from pathlib import Path
 
+# A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
