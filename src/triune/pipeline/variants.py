@@ -1,12 +1,13 @@
 """The steps that make the experts of a run, and further models of the same data by other settings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triune.pipeline import fusing, verbs
 from triune.recipe import Recipe, Train
+from triune.types import Example
 
 if TYPE_CHECKING:
     from triune.pipeline.planning import Run
@@ -50,11 +51,12 @@ def training_steps(run: "Run", folders: Mapping[str, Path], settings: Train, tit
 def mixture_steps(run: "Run") -> Planned:
     """One adapter on the mixture of the axes' rows, trained otherwise or on fewer of them."""
     found = {name: run.recipe.mixed(name) for name in run.recipe.mixtures}
+    joint = _joint_rows(run, found.values())
     return {
         f"mixtures/{name}": partial(
             verbs.train,
             run.context,
-            run.joint(how.joint),
+            joint[how.joint],
             run.out / "mixtures" / name,
             how.mixture,
             title=f"one LoRA on the mixture, {name}",
@@ -66,13 +68,20 @@ def mixture_steps(run: "Run") -> Planned:
 def variant_steps(run: "Run") -> Planned:
     """Fused and aligned otherwise or on fewer joint rows, of the run's experts or of others trained for it."""
     steps: Planned = {}
+    found = {name: run.recipe.variant(name) for name in run.recipe.variants}
+    rows = _joint_rows(run, found.values())
     for name, experts in variant_experts(run.recipe, run.out).items():
-        how, place = run.recipe.variant(name), run.out / "variants" / name
+        how, place = found[name], run.out / "variants" / name
         own = {axis: place / "experts" / axis for axis, data in run.recipe.axes.items() if data.expert is None}
         own = own if own.items() <= experts.items() else {}  # those of the run, or of a variant before this one
-        joint = run.joint(how.joint)
+        joint = rows[how.joint]
         steps |= training_steps(run, own, how.train, f"{name}: expert")
         start, fused = place / "start", place / "fused"
         steps[f"variants/{name}/start"] = partial(fusing.fuse, run.context, experts, start, how.fuse, joint)
         steps[f"variants/{name}/fused"] = partial(verbs.align, run.context, start, joint, fused, how.align)
     return steps
+
+
+def _joint_rows(run: "Run", recipes: Iterable[Recipe]) -> dict[int | None, list[Example]]:
+    """The joint rows by their number an axis: made once for all recipes that have as many."""
+    return {n: run.joint(n) for n in {recipe.joint for recipe in recipes}}
