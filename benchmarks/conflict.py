@@ -7,22 +7,20 @@ Writes one value a seed of every number into the file named first, and prints th
 alone; docs/draw_worlds.py draws the figure from it.
 """
 
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablation import SCORES, collect, differences, table_of
-from run_numbers import best_expert, by_parent, cpu_seconds, write
+from run_numbers import BEST, best_expert, by_parent, command, cpu_seconds, write
 
 from triune.errors import InputError
 
 PREFIX = "sharing-"
 NAMES = {
     "base": "base",
-    "best expert": "best expert (hindsight)",
+    BEST: "best expert (hindsight)",
     "average": "average",
     "sum": "sum",
     "task_arithmetic": "task arithmetic",
@@ -70,12 +68,5 @@ def shown(result: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def main() -> None:
-    """The command line."""
-    target, folders = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    collect_into(target, folders)
-    print(shown(json.loads(target.read_text(encoding="utf-8"))))
-
-
 if __name__ == "__main__":
-    main()
+    command(collect_into, shown)

@@ -21,13 +21,14 @@ from typing import Any
 import claims
 from claims_files import RESULTS, SPENT
 from rich.console import Console
+from run_numbers import records
 
 from triune.errors import InputError
 from triune.pipeline import seeds
 from triune.progress import Terminal
 from triune.recipe import Recipe
 from triune.recipe_file import load_recipe, to_yaml
-from triune.record import RECORD, digest, identify, read_record, write_json, write_text
+from triune.record import digest, identify, write_json, write_text
 from triune.report.across_folder import seed_folder
 
 HERE = Path(__file__).parent
@@ -132,11 +133,10 @@ class Spent:
 
 def spent(folders: Sequence[Path]) -> Spent:
     """The sum over every finished step; what other settings have replaced does not count."""
-    paths = [path for folder in folders for path in sorted(folder.rglob(RECORD))]
-    records = [read_record(path.parent) for path in paths if ".superseded" not in path.parts]
-    cpu = [record["cpu_seconds"] for record in records if "cpu_seconds" in record]
-    wall = sum(record["seconds"] for record in records)
-    return Spent(round(wall, 3), round(sum(cpu), 3), len(records), len(records) - len(cpu))
+    found = records(folders)
+    cpu = [record["cpu_seconds"] for record in found if "cpu_seconds" in record]
+    wall = sum(record["seconds"] for record in found)
+    return Spent(round(wall, 3), round(sum(cpu), 3), len(found), len(found) - len(cpu))
 
 
 def recipes_of(row: Row) -> dict[str, Recipe]:

@@ -8,14 +8,13 @@ alone; docs/draw_h3fusion.py draws the figures from it. See `ablation`.
 """
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ablation import SCORES, Table, collect, differences, table_of
-from run_numbers import best_expert, cpu_seconds, gathered, write
+from run_numbers import BEST, best_expert, command, cpu_seconds, gathered, write
 
 from triune.experts import lowrank
 from triune.experts.lowrank import LowRank
@@ -79,7 +78,7 @@ SCARCE: dict[str, dict[str, dict[str, str]]] = {
 COMPARED = {
     "base": "base",
     **{f"expert:{axis}": f"{axis} expert" for axis in AXES},
-    "best expert": "best expert (hindsight)",
+    BEST: "best expert (hindsight)",
     "mixture": "one LoRA on the mixture",
     "average": "average",
     "task_arithmetic": "task arithmetic",
@@ -256,12 +255,5 @@ BOUNDED = CALIBRATION | {
 }
 
 
-def main() -> None:
-    """The command line."""
-    target, folders = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    collect_into(target, folders)
-    print(tables(json.loads(target.read_text(encoding="utf-8"))))
-
-
 if __name__ == "__main__":
-    main()
+    command(collect_into, tables)

@@ -3,11 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablation import Table
+
+from triune.record import RECORD
 
 DIGITS = 5
 BEST = "best expert"
@@ -26,12 +29,15 @@ def gathered(parts: Sequence[Any]) -> Any:
     return {key: gathered([part.get(key) if isinstance(part, dict) else None for part in parts]) for key in keys}
 
 
+def records(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The records of all finished steps below the folders but those that other settings have replaced."""
+    paths = [path for folder in folders for path in sorted(folder.rglob(RECORD)) if REPLACED not in path.parts]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
 def cpu_seconds(folders: Iterable[Path]) -> float | None:
     """Processor time of all steps below the folders but superseded ones; None where a step did not record it."""
-    records = [
-        path for folder in folders for path in sorted(folder.rglob("record.json")) if REPLACED not in path.parts
-    ]
-    spent = [json.loads(path.read_text(encoding="utf-8")).get("cpu_seconds") for path in records]
+    spent = [record.get("cpu_seconds") for record in records(folders)]
     return None if not spent or None in spent else round(sum(spent), 1)
 
 
@@ -62,3 +68,10 @@ def write(target: Path, result: Mapping[str, Any]) -> None:
     flat = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + re.sub(r"\s*\n\s*", " ", found[1]) + "]", text)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(flat + "\n", encoding="utf-8")
+
+
+def command(collect_into: Callable[[Path, Sequence[Path]], None], tables: Callable[[Mapping[str, Any]], str]) -> None:
+    """The command line TARGET FOLDERS…: collect, and print the tables that are made of the result file alone."""
+    target, folders = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
+    collect_into(target, folders)
+    print(tables(json.loads(target.read_text(encoding="utf-8"))))

@@ -8,13 +8,12 @@ alone; docs/draw_worlds.py draws the figure from it.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablation import SCORES, collect, differences, table_of
-from run_numbers import BEST, best_expert, by_parent, cpu_seconds, write
+from run_numbers import BEST, best_expert, by_parent, command, cpu_seconds, write
 
 NAMES = {
     "base": "base",
@@ -81,12 +80,5 @@ def minutes(size: Mapping[str, Any]) -> str:
     return "–" if spent is None else f"{spent / len(size['runs']) / 60:.1f}"
 
 
-def main() -> None:
-    """The command line."""
-    target, folders = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    collect_into(target, folders)
-    print(shown(json.loads(target.read_text(encoding="utf-8"))))
-
-
 if __name__ == "__main__":
-    main()
+    command(collect_into, shown)
