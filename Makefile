@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST_ARGS ?= $(if $(filter true,$(CI)),--cov=src/triune --cov-report=term:skip-covered,-m "not slow")
 
-.PHONY: demo test lint format setup claims evidence clean
+.PHONY: demo test lint audit format setup claims evidence clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready
@@ -23,6 +23,10 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# known vulnerabilities of what is installed; says so and goes on where the index of them cannot be reached
+audit: $(VENV)/.ready-dev
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 # A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -23,6 +24,8 @@ install_import_hook(sorted(m for m in MODULES - UNCHECKED if not m.endswith("__i
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# This machine; None and "" are what servers listen on.
+HERE = {"unix", "127.0.0.1", "::1", "localhost", "0.0.0.0", None, "", socket.gethostname()}
 # Many tiny products: a second thread only waits, and under load it waits long.
 torch.set_num_threads(1)
 
@@ -41,13 +44,29 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection to anything but this machine fails the test."""
-    connect = socket.socket.connect
+    """A connection, a datagram or a question for a name that is for anything but this machine fails the test."""
 
-    def guarded(self: socket.socket, address: object) -> None:
+    def check(address: object) -> None:
         host = address[0] if isinstance(address, tuple) else "unix"
-        if host not in {"unix", "127.0.0.1", "::1", "localhost"}:
+        if host not in HERE:
             raise RuntimeError(f"a test tried to reach {address!r}")
-        connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", guarded)
+    def guard(owner: Any, name: str, place: int) -> None:
+        plain = getattr(owner, name)
+
+        def guarded(*words: Any, **more: Any) -> Any:
+            check(words[place])
+            return plain(*words, **more)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    guard(socket.socket, "connect", 1)
+    guard(socket.socket, "connect_ex", 1)
+    guard(socket.socket, "sendto", -1)
+    plain = socket.getaddrinfo
+
+    def asked(host: Any, *words: Any, **more: Any) -> Any:
+        check((host.decode() if isinstance(host, bytes) else host,))
+        return plain(host, *words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)

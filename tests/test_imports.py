@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "triune"
 ORDER = [
     {"errors", "types", "progress"},
-    {"settings"},
+    {"parsing", "settings"},
     {
         "baseline_settings",
         "data_settings",

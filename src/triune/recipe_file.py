@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from triune.errors import InputError
+from triune.parsing import compose_yaml, parse_yaml
 from triune.presets import preset, under
 from triune.recipe import Recipe
 from triune.settings import set_dotted
@@ -66,18 +67,16 @@ def _on_preset(content: dict[str, Any], origin: str) -> dict[str, Any]:
 
 def _read_yaml(text: str, origin: str) -> Any:
     try:
-        node, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as the 40th of May
+        node, content = compose_yaml(text), parse_yaml(text)
+    except yaml.YAMLError as error:
         raise InputError(f"{origin} is not valid YAML: {error}") from error
     if node is not None:
         _check_keys(node, origin)
     return _unshared(content)
 
 
-def _check_keys(node: yaml.Node, origin: str, outer: tuple[yaml.Node, ...] = ()) -> None:
-    """Refuse what YAML takes in silence: a key given twice, of which one would be lost, and endless recursion."""
-    if any(node is above for above in outer):
-        raise InputError(f"{origin}:{node.start_mark.line + 1}: a part of the recipe contains itself; write it out")
+def _check_keys(node: yaml.Node, origin: str) -> None:
+    """Refuse what YAML takes in silence: a key given twice, of which one would be lost."""
     known: set[str] = set()
     for item in node.value if isinstance(node, yaml.CollectionNode) else ():
         key, value = item if isinstance(item, tuple) else (None, item)
@@ -85,7 +84,7 @@ def _check_keys(node: yaml.Node, origin: str, outer: tuple[yaml.Node, ...] = ())
             if key.value in known:
                 raise InputError(f"{origin}:{key.start_mark.line + 1}: {key.value!r} is given twice; keep one")
             known.add(key.value)
-        _check_keys(value, origin, (*outer, node))
+        _check_keys(value, origin)
 
 
 def _unshared(content: Any) -> Any:
@@ -101,8 +100,8 @@ def _override(content: dict[str, Any], overrides: Sequence[str], example: str) -
         if not found or not key:
             raise InputError(f"{override!r} is not key=value, for example {example}")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
+            value = parse_yaml(text)
+        except yaml.YAMLError as error:
             raise InputError(f"the value of {override!r} is not valid YAML: {error}; quote it") from error
         set_dotted(content, key, value, "the command line")
 

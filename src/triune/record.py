@@ -25,6 +25,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from triune.errors import InputError
+from triune.parsing import parse_json
 
 RECORD = "record.json"  # in every finished step's folder
 LOCK = ".triune.lock"  # in every run's folder from its first moment, so that a run cut short is known as ours
@@ -86,7 +87,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} holds no finished Triune run ({RECORD} is missing); run its verb to the end first")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); delete {folder} and run its verb again") from error
     if not isinstance(found, dict) or "identity" not in found:

@@ -1,6 +1,5 @@
 """Whatever a comparison has in a row: something that answers questions, in one pass of one model or in several."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from triune.data.templates import render
 from triune.errors import InputError
 from triune.fusion.opening import open_model
 from triune.models.generation import Decoding, generate
+from triune.parsing import parse_json
 from triune.progress import Progress
 from triune.recipe import Base
 
@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What a baseline's folder says of itself. Raises InputError where that cannot be read."""
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); make this baseline again") from error
     if not isinstance(found, dict) or not isinstance(found.get("kind"), str):

@@ -5,6 +5,7 @@ import signal
 from typing import NoReturn
 
 import typer
+from huggingface_hub import constants
 
 from triune.cli.calibrating import calibrate
 from triune.cli.checking import check
@@ -28,7 +29,9 @@ app.add_typer(diagnose, name="diagnose")
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    err_console.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    # Messages quote files, which may hold half a character (no stream takes it) or what steers a terminal.
+    safe = "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in message)
+    err_console.print(f"error: {safe}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise SystemExit(code)
 
 
@@ -44,6 +47,8 @@ def main() -> None:
     """Run the command line; turns errors into messages and exit codes. Typer itself answers wrong options with 2."""
     # No telemetry from the libraries below, and no warning from tokenizers about our forks.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # The library read its environment when it was imported, which was before.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup

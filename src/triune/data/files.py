@@ -9,9 +9,14 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from triune.errors import InputError
+from triune.parsing import parse_json
+
+MAX_GROWTH = 200  # times; texts of one repeated row aside, 3 to 30 are usual
+MIN_BOMB = 1 << 26  # bytes unpacked that are taken however much they grew
+CHUNK = 1 << 20
 
 
 def data_suffix(path: Path) -> str | None:
@@ -80,13 +85,15 @@ def _beginning(text: str, width: int = 60) -> str:
 
 def _read_json(text: str, path: Path, field: str | None) -> list[dict[str, Any]]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1]
         hint = " It looks like JSON lines: name it .jsonl." if error.msg == "Extra data" else ""
         raise InputError(
             f"{path}:{error.lineno}: not JSON ({error.msg}): {_beginning(line)}; wanted an array of objects.{hint}"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: JSON that is refused ({error}); mend or remove the value.") from error
     if isinstance(value, dict) and field in value:
         value = value[field]
     if not isinstance(value, list):
@@ -106,11 +113,13 @@ def _read_jsonl(text: str, path: Path, field: str | None) -> list[dict[str, Any]
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}:{number}: not JSON ({error.msg}): {_beginning(line)}; wanted one object a line."
             ) from error
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: JSON that is refused ({error}); mend or remove the line.") from error
         if not isinstance(value, dict):
             raise InputError(f"{path}:{number}: wanted one object a line, got {_beginning(line)}.")
         rows.append(value)
@@ -163,7 +172,31 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-UNPACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
+def _unpacked(packed: bytes, opened: IO[bytes]) -> bytes:
+    """All that an archive holds; what grows beyond any text is a bomb. Raises OSError for that."""
+    parts, size, most = [], 0, max(MIN_BOMB, MAX_GROWTH * len(packed))
+    while part := opened.read(CHUNK):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise OSError(f"{len(packed):,} bytes that unpack to over {most:,}")
+    return b"".join(parts)
+
+
+def _gunzipped(packed: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as opened:
+        return _unpacked(packed, opened)
+
+
+def _unxzed(packed: bytes) -> bytes:
+    with lzma.LZMAFile(io.BytesIO(packed)) as opened:
+        return _unpacked(packed, opened)
+
+
+UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": _gunzipped,
+    ".xz": _unxzed,
+}
 # Only .json can hold its rows in a field; the others take none.
 TEXT_READERS: dict[str, Callable[[str, Path, str | None], list[dict[str, Any]]]] = {
     ".json": _read_json,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from triune.errors import InputError
+from triune.parsing import parse_json
 from triune.record import write_text
 from triune.types import BenchmarkPrompt, Example, Preference, Question, Sample
 
@@ -36,7 +37,7 @@ def load_rows(path: Path, kind: type[Row]) -> list[Row]:
         if not line:
             continue
         try:
-            items.append(kind(**_restored(json.loads(line), hints)))
+            items.append(kind(**_restored(parse_json(line), hints)))
         except (ValueError, TypeError) as error:
             known = ", ".join(f.name for f in fields(kind))
             raise InputError(f"{path}:{number} is no {kind.__name__} ({error}); its fields are {known}") from error

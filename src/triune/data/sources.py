@@ -3,7 +3,6 @@
 Everything local works without a network. Nothing here runs code that comes with a data set.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from triune.data.files import data_suffix, read_file
 from triune.data.nearest import nearest_name, unknown_name
 from triune.errors import InputError
+from triune.parsing import parse_json, parse_yaml
 
 # Files of data folders that describe rows instead of holding them.
 DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -115,7 +115,7 @@ def _read_saved(folder: Path, split: str | None) -> list[dict[str, Any]]:
 
 def _saved_splits(path: Path) -> list[str]:
     try:
-        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["splits"]]
+        return [str(name) for name in parse_json(path.read_text(encoding="utf-8"))["splits"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); save the data set again.") from error
 
@@ -155,7 +155,7 @@ def _described_files(folder: Path) -> dict[str, Splits]:
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
-        head = yaml.safe_load(parts[1])
+        head = parse_yaml(parts[1])
     except yaml.YAMLError as error:
         raise InputError(f"{card}: the head between the two --- is not YAML ({error}); mend or remove it.") from error
     found: dict[str, Splits] = {}

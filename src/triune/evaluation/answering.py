@@ -6,7 +6,6 @@ the interruption, bit for bit on the same machine and libraries; sampled ones to
 depend on (seed, its number) only.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +19,7 @@ from triune.data.rows import write_rows
 from triune.errors import TriuneError
 from triune.evaluation.kept_answers import KeptAnswers, Text
 from triune.models.generation import CUT, FAILED, NO_TOKENS, STOPPED, TOO_LONG, Decoding
+from triune.parsing import read_json
 from triune.progress import SILENT, Advance, Progress
 from triune.record import digest, write_json
 from triune.types import BenchmarkPrompt, Sample
@@ -84,7 +84,7 @@ def read_unanswered(folder: Path) -> dict[int, str]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     return {int(row["index"]): str(row["reason"]) for row in found["unanswered"]}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from triune.errors import TriuneError
+from triune.parsing import parse_json
 from triune.record import write_text
 
 FORMAT = 1
@@ -96,7 +97,7 @@ def discard(path: Path) -> None:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -1,12 +1,12 @@
 """What a PEFT adapter's configuration says that it uses, and which of it no task vector can honour."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from triune.errors import InputError
+from triune.parsing import parse_json
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -93,7 +93,7 @@ def parse_config(folder: Path) -> dict[str, Any]:
             )
         raise InputError(f"{folder} is no PEFT adapter ({CONFIG} is missing); give the folder that PEFT saved")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); save the adapter again with PEFT") from error
     if not isinstance(config, dict):

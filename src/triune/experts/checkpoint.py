@@ -3,7 +3,6 @@
 Reading a pickle runs whatever code it holds; transformers' own checkpoints are pickles but for the weights.
 """
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from transformers.trainer_callback import TrainerState
 
 from triune.errors import InputError, TriuneError
 from triune.models.store import sync
+from triune.parsing import is_plain_name, parse_json
 from triune.record import identify, write_json
 
 FORMAT = 1  # of the folder; another one is another job's
@@ -105,16 +105,18 @@ def newest(place: Path, job: str, say: Say) -> Checkpoint | None:
 def read(folder: Path, job: str) -> Checkpoint:
     """The checkpoint in `folder`. Raises InputError where it is damaged or another job's."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         owner, files = manifest["job"], dict(manifest["files"])
         if owner == job:
+            if not all(map(is_plain_name, files)):
+                raise InputError("it names files of other folders")
             changed = [name for name, whole in files.items() if identify(folder / name) != whole]
             if changed:
                 raise InputError(f"{', '.join(changed)} changed since")
             state = TrainerState.load_from_json(str(folder / TRAINER))
-            return Checkpoint(folder, state, json.loads((folder / NUMBERS).read_text(encoding="utf-8")))
+            return Checkpoint(folder, state, parse_json((folder / NUMBERS).read_text(encoding="utf-8")))
     # TypeError: also the state of another version of transformers, with other fields.
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"the checkpoint {folder} is damaged ({reason}) and is not used; delete it") from error
     raise InputError(

@@ -1,6 +1,5 @@
 """Experts of every make: what a folder holds, told by its files, and its task vector."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from triune.experts.full import full_changes
 from triune.experts.lazy import Lazy
 from triune.experts.task_vector import TaskVector
 from triune.models.store import INDEX_FILE, PICKLES, SINGLE_FILE
+from triune.parsing import parse_json
 
 FUSED = "triune"  # the model type of triune.fusion.configuration, a room that this one may not import
 WANTED = "give a folder with a PEFT adapter, or with a full fine-tune of the base as safetensors"
@@ -68,7 +68,7 @@ def _not_a_folder(place: Path) -> str:
 
 def _model_type(folder: Path) -> Any:
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise InputError(f"{folder / 'config.json'} cannot be read ({error}); download it again") from error
     return found.get("model_type") if isinstance(found, dict) else None

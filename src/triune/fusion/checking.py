@@ -4,7 +4,6 @@ No model is loaded. Configurations, tokenizers and headers are read, the adapter
 every weight of the base and of full fine-tunes once, one tensor at a time.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -23,6 +22,7 @@ from triune.fusion.configuration import TriuneConfig
 from triune.fusion.export import native
 from triune.fusion.export.source import Options, Source
 from triune.fusion.importance import find_reference
+from triune.parsing import parse_json
 from triune.progress import SILENT, Progress
 from triune.recipe import FFN, SHARED, Fuse, check_weights
 
@@ -89,7 +89,7 @@ def _base_report(base: Base, read: Survey) -> BaseReport | None:
         vocab_size=facts.vocab_size,
         n_token_ids=facts.n_token_ids,
         context=facts.context,
-        rope=json.loads(facts.rope),
+        rope=parse_json(facts.rope),
         attention=attention(base.config, base.header),
         stops=base.generation.stops,
         has_template=base.template is not None,

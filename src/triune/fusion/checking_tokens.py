@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from triune.errors import InputError
 from triune.fusion.checking_results import Comparison, Severity
 from triune.models.preflight import TOKENIZER_FILES, read_tokenizer
+from triune.parsing import parse_json
 from triune.record import digest
 
 # A few reserved tokens are often given new names; a tokenizer that differs in more ids than this share is another one.
@@ -59,7 +60,7 @@ def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {}
-    found = json.loads(backend.to_str())
+    found = parse_json(backend.to_str())
     found["model"].pop("vocab", None)
     return {name: digest(found[name]) for name in ("normalizer", "pre_tokenizer", "post_processor", "model")}
 
@@ -83,7 +84,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); save the folder again") from error
     if not isinstance(found, dict):

@@ -1,11 +1,11 @@
 """Any model of a run, ready to use: the base, the base with an adapter merged in, a full or a fused model."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from triune.errors import InputError
@@ -17,8 +17,9 @@ from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.prompt_router import ROUTINGS
 from triune.models.hub import locate
 from triune.models.loading import load_base, load_tokenizer, quiet
-from triune.models.preflight import SUPPORTED, check_base
-from triune.models.store import hash_weights, nonfinite_counts
+from triune.models.preflight import STRANGE, SUPPORTED, check_base, check_sizes, complain, empty_model
+from triune.models.store import folder_header, hash_weights, nonfinite_counts
+from triune.parsing import is_plain_name, parse_json
 from triune.recipe import Base
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -81,8 +82,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a model configuration ({error}); give a model folder") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} is not a model configuration (a JSON {type(found).__name__}); give a model folder")
@@ -92,24 +93,42 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _check_fused(folder: Path) -> None:
     """Raise InputError for a configuration that no fused model has, and for truncated or non-finite weights."""
     _check_settings(folder)
+    _check_shapes(folder)
     broken = nonfinite_counts(folder)
     if broken:
         name, count = next(iter(broken.items()))
         raise InputError(f"{folder}: {count} NaN or infinite values in {name} ({len(broken)} tensors); fuse again")
 
 
+def _check_shapes(folder: Path) -> None:
+    """Raise InputError where the weights are not those of the configuration: memory would be taken by the latter."""
+    try:
+        config = TriuneConfig.from_pretrained(folder)
+    except (StrictDataclassError, *STRANGE) as error:
+        raise InputError(f"{folder / 'config.json'}: {' '.join(str(error).split())}; fuse again") from error
+    header = folder_header(folder)
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty_model(folder, config).state_dict().items()}
+    other = sorted(name for name in header.keys() & wanted.keys() if header[name].shape != wanted[name])
+    complain(folder, {"of another shape": [f"{name} {header[name].shape}, not {wanted[name]}" for name in other]})
+
+
 def _check_settings(folder: Path) -> None:
     found = _settings(folder)
     names, k = found.get("expert_names"), found.get("num_experts_per_tok")
     text, ranks = found.get("text_config"), found.get("expert_ranks")
+    if isinstance(text, dict):
+        check_sizes(folder / "config.json", text)
     right = {
         "model_type (triune)": found.get("model_type") == TriuneConfig.model_type,
-        "expert_names (two or more)": isinstance(names, list) and len(set(map(str, names))) == len(names) > 1,
-        "num_experts_per_tok (1 to the number of experts)": isinstance(k, int) and 1 <= k <= len(names or ()),
+        "expert_names (two or more, each a plain name)": isinstance(names, list)
+        and all(map(is_plain_name, names))
+        and len(set(names)) == len(names) > 1,
+        "num_experts_per_tok (1 to the number of experts)": isinstance(k, int)
+        and 1 <= k <= (len(names) if isinstance(names, list) else 0),
         **_routing_settings(found, len(names) if isinstance(names, list) else 0),
         "expert_ranks (gate, up and down, one rank an expert)": isinstance(ranks, dict)
         and ranks.keys() == {"gate", "up", "down"}
-        and all(_is_ranks(own, len(names or ())) for own in ranks.values()),
+        and all(_is_ranks(own, len(names) if isinstance(names, list) else 0) for own in ranks.values()),
         f"text_config (a model of {', '.join(SUPPORTED)})": isinstance(text, dict)
         and text.get("model_type") in SUPPORTED,
     }

@@ -5,12 +5,12 @@ says of the routing, the base, the template, and hashes: of the base's weights, 
 shared.safetensors where there is one, and of router.json itself. So files of two exports cannot be mixed unseen.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -18,7 +18,8 @@ from triune.errors import InputError
 from triune.experts.adapters import WEIGHTS, read_config
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.prompt_router import check_routing
-from triune.models.store import load_tensors, save_tensors
+from triune.models.store import load_tensors, n_nonfinite, save_tensors
+from triune.parsing import is_plain_name, parse_json
 from triune.record import digest, identify, write_json
 
 ROUTER, SETTINGS, EXPERTS, SHARED = "router.safetensors", "router.json", "experts", "shared.safetensors"
@@ -40,6 +41,7 @@ FIELDS = (  # of TriuneConfig: all that the routing depends on
     "calibrator_lambdas",
     "anchor_counts",
 )
+NEEDED = ("base_sha256", "template", "adapters_sha256", "shared_sha256", "router_sha256")
 FORMULA = (
     "h: the residual stream at the prompt's last token before layer routing_layer (counted from 0), the layers before "
     "it running sum_a prior_weights[a] FFN_a with FFN_a the block with adapter a; z = P h; u = [z; z*phi_1; ...; "
@@ -68,8 +70,14 @@ class RouterFile:
 
     def config(self, text: PreTrainedConfig) -> TriuneConfig:
         """The fused model's configuration over a base of this one. Raises InputError where they do not fit."""
-        made = TriuneConfig(text_config=text, **{name: self.settings[name] for name in FIELDS})
-        check_routing(made)
+        try:
+            made = TriuneConfig(text_config=text, **{name: self.settings[name] for name in FIELDS})
+            check_routing(made)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            said = " ".join(str(error).split())
+            raise InputError(f"{self.folder / SETTINGS} describes no router ({said}); export again") from error
         return made
 
 
@@ -110,7 +118,7 @@ def read_router(folder: Path) -> RouterFile:
     """
     settings = _settings(folder)
     tensors = load_tensors(folder / ROUTER)
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    broken = [name for name, tensor in tensors.items() if n_nonfinite(tensor)]
     if broken:
         raise InputError(f"{folder / ROUTER}: NaN or infinite numbers in {', '.join(broken)}; export again")
     _check_hash(folder / ROUTER, identify(folder / ROUTER), settings["router_sha256"])
@@ -132,23 +140,37 @@ def _settings(folder: Path) -> dict[str, Any]:
             "that routes whole prompts (fuse.prompt_routing)"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); export again") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else f"a JSON {type(found).__name__}"
         raise InputError(f"{path} has the format {got!r:.40}; this version of Triune reads {FORMAT}; export again")
+    absent = [name for name in (*FIELDS, *NEEDED) if name not in found]
+    if absent:
+        raise InputError(f"{path} lacks {', '.join(absent)}; export again")
     own = found.pop(OWN, None)
     if own != digest(found):
         raise InputError(
             f"{path} was changed after the export (its sha256 is another); export again. Where the base lies and "
             "which template prompts take can be said when the folder is opened"
         )
+    _check_names(path, found)
     return found
+
+
+def _check_names(path: Path, found: dict[str, Any]) -> None:
+    """The hash says that nothing was changed by mistake; whoever makes a file on purpose can make that too."""
+    names, hashes = found["expert_names"], found["adapters_sha256"]
+    if not isinstance(names, list) or not names or not all(map(is_plain_name, names)):
+        raise InputError(f"{path}: expert_names is {names!r:.80}; wanted names of folders in {EXPERTS}; export again")
+    if not isinstance(hashes, dict) or set(names) != hashes.keys():
+        raise InputError(f"{path}: adapters_sha256 is not of the experts {names!r:.80}; export again")
 
 
 def _check_hash(path: Path, got: str, wanted: str | None) -> None:
     if got != wanted:
+        wanted = None if wanted is None else str(wanted)
         raise InputError(
             f"{path} is not what the router belongs to: its sha256 is {got[:12]}, and {SETTINGS} says "
             f"{(wanted or 'that there is none')[:24]}; keep the files of one export together, or export again"

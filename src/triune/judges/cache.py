@@ -17,6 +17,7 @@ from typing import Any
 from triune.errors import InputError, TriuneError
 from triune.judges.cache_file import reading, writing
 from triune.judges.judge import Case, Decide, Judge
+from triune.parsing import parse_json
 from triune.types import Verdict
 
 # How many verdicts a killed run may lose.
@@ -142,7 +143,7 @@ def _entry(fields: list[Any], path: Path) -> Entry:
     value, reason, payload, cost, at = fields
     sound = (value is None or (isinstance(value, float) and 0.0 <= value <= 1.0)) and isinstance(reason, str)
     try:
-        read = None if payload is None else json.loads(payload)
+        read = None if payload is None else parse_json(payload)
     except (ValueError, TypeError):
         sound = False
     if not sound:

@@ -94,6 +94,10 @@ def _is_set_up(connection: sqlite3.Connection, path: Path) -> bool:
             f"verdict cache {path}: has schema {schema}; this Triune reads {SCHEMA}. Use the Triune that wrote it, or "
             "name another file."
         )
+    # A view in a table's place may compute for ever, a trigger change what is written: we make neither.
+    kinds = connection.execute("SELECT count(*) FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()[0]
+    if kinds:
+        raise InputError(f"verdict cache {path}: has {kinds} views or triggers, which no cache has; name another.")
     return True
 
 
@@ -104,6 +108,5 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         # The low byte is the cause, what is above it a finer one.
         cause = _CAUSES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-        if cause is None:
-            raise
-        raise InputError(f"verdict cache {path}: {cause} ({error}).") from error
+        # Without a known cause: a text that is no UTF-8, a size that no row can have, a format of another time.
+        raise InputError(f"verdict cache {path}: {cause or _DAMAGED} ({error}).") from error

@@ -1,7 +1,6 @@
 """A trained judge as files: judge.json, and its arrays in judge.safetensors. No pickle: reading runs no code."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from triune.errors import InputError
 from triune.judges.features import NUMBERS, VIEWS, Block, Features
 from triune.judges.linear import Fitted
 from triune.models.store import load_tensors, save_tensors
+from triune.parsing import parse_json
 from triune.record import write_json
 from triune.types import Agreement, Score
 
@@ -90,7 +90,7 @@ def load_judge(folder: Path) -> StoredJudge:
     """
     place = folder / DESCRIPTION
     try:
-        told = json.loads(place.read_text(encoding="utf-8"))
+        told = parse_json(place.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{place}: no readable judge ({error}); train it with train_judge.") from error
     tensors = load_tensors(folder / ARRAYS)
@@ -103,7 +103,9 @@ def load_judge(folder: Path) -> StoredJudge:
         agreement = _agreement(told["agreement"])
         transfer = {str(name): _agreement(value) for name, value in told["transfer"].items()}
         return StoredJudge(told["kind"], told["code"], fitted, agreement, transfer, told["counts"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{place}: not a judge's description ({error!r}); train it again.") from error
 
 

@@ -21,6 +21,7 @@ from triune.merges.selection import pieces
 from triune.merges.table import Entry, Merge
 from triune.models.carrying import carry
 from triune.models.shards import Planned, cast, is_whole, shards, write_shards
+from triune.parsing import parse_json
 from triune.progress import SILENT, Progress
 from triune.record import write_json
 from triune.settings import Settings
@@ -104,7 +105,7 @@ def _measures(folder: Path) -> Iterator[tuple[dict[str, Tensor], Note]]:
     for line in path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []:
         # A process that was killed may leave half a line; what it was of is then merged again.
         with suppress(json.JSONDecodeError):
-            name, values = json.loads(line)
+            name, values = parse_json(line)
             done[name] = torch.tensor(values, dtype=torch.float64)
 
     def note(name: str, inner: Tensor | None) -> None:
@@ -264,7 +265,7 @@ def _check_finite(job: Job, name: str, values: Mapping[str, Tensor]) -> None:
 
 def _write_config(base: Path, folder: Path, dtype: torch.dtype | None) -> None:
     """The base's config.json, which says the dtype written."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = parse_json((base / "config.json").read_text(encoding="utf-8"))
     if dtype is not None:
         config.pop("torch_dtype", None)  # its name before transformers 5
         config["dtype"] = str(dtype).removeprefix("torch.")

@@ -9,11 +9,19 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from triune.errors import InputError
 from triune.models.hub import locate
 from triune.models.store import TensorInfo, folder_header, nonfinite_counts
+from triune.parsing import parse_json
 
 # transformers' names of decoders with a gated FFN (gate_proj, up_proj, down_proj) that the tests cover.
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma")
@@ -21,6 +29,10 @@ EMBEDDING = "model.embed_tokens.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 STALE = "rotary_emb.inv_freq"  # in old Llama checkpoints; a constant that no model reads any more
 SHOWN = 3  # names in a message
+# Settings after which transformers makes lists or modules one by one, long before any weight is looked at.
+MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
+# What transformers and torch raise over a configuration of strange values.
+STRANGE = (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +114,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise InputError(
             f"{path}: model_type {model_type!r}; supported bases (gated FFN): {names}; choose one of them"
         )
-    heads = [name for name in raw.get("architectures") or [] if not str(name).endswith("ForCausalLM")]
+    check_sizes(path, raw)
+    named = raw.get("architectures") or []
+    heads = [name for name in (named if isinstance(named, list) else [named]) if not _is_causal(name)]
     if heads:
         raise InputError(f"{path}: architecture {heads[0]}; a base is a causal language model (…ForCausalLM)")
     if raw.get("quantization_config"):
@@ -111,8 +125,20 @@ def read_config(folder: Path) -> PreTrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (StrictDataclassError, ValueError, AttributeError) as error:
+    except (StrictDataclassError, *STRANGE) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}; correct it or download it again") from error
+
+
+def check_sizes(path: Path, raw: Mapping[str, Any]) -> None:
+    """Raise InputError for a setting above MOST."""
+    for name, most in MOST.items():
+        value = raw.get(name)
+        if isinstance(value, int | float) and value > most:
+            raise InputError(f"{path}: {name} is {value:.6g}; allowed: up to {most:,}; download it again")
+
+
+def _is_causal(name: object) -> bool:
+    return str(name).endswith("ForCausalLM")
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -128,13 +154,16 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{fast}: no tokenizer of the `tokenizers` library; download it again")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ImportError, OSError, ValueError) as error:
+    except BaseException as error:
+        # transformers raises anything over damaged files, and a panic of tokenizers is not even an Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); download it again") from error
     if not isinstance(value, dict):
@@ -161,8 +190,7 @@ def _check_names_and_shapes(folder: Path, config: PreTrainedConfig, header: Mapp
             f"{folder}: config.json says vocab_size {config.vocab_size:,} and the embedding has {n_rows:,} rows; "
             "correct config.json, or save model and tokenizer together again"
         )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = empty_model(folder, config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: info.shape for name, info in header.items() if not name.endswith(STALE)}
     optional = set(model.all_tied_weights_keys)
@@ -173,6 +201,19 @@ def _check_names_and_shapes(folder: Path, config: PreTrainedConfig, header: Mapp
     ]
     complain(folder, {"missing": missing, "unexpected": unexpected, "of another shape": reshaped})
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def empty_model(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model that a configuration describes, without memory for its weights. Raises InputError for none such."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except STRANGE as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(
+            f"{folder / 'config.json'} describes no model ({said}); correct it or download it again"
+        ) from error
+    return model
 
 
 def complain(folder: Path, faults: Mapping[str, list[str]]) -> None:

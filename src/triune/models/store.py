@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triune.errors import InputError
+from triune.parsing import is_plain_name, parse_json
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
@@ -37,6 +38,7 @@ DTYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
 }
+MAX_SIZE = (1 << 63) - 1  # of a dimension or an offset, as torch counts them
 CHUNK = 1 << 24  # elements looked at together when a tensor is scanned
 
 
@@ -81,7 +83,7 @@ def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raise _damaged(path, f"the header claims {length:,} bytes and the file has {size:,}")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
@@ -90,6 +92,13 @@ def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not isinstance(metadata, dict):
         raise _damaged(path, "its metadata is not an object")
     infos = _placed(path, header, size - 8 - length)
+    try:
+        # The library reads some headers otherwise than Python's JSON (a key given twice, -0, NaN): both must agree.
+        with safe_open(path, "pt") as opened:
+            if opened.keys() is None or set(opened.keys()) != infos.keys():
+                raise _damaged(path, "its header can be read in two ways")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, f"{error}") from error
     return infos, {str(key): str(value) for key, value in metadata.items()}
 
 
@@ -120,7 +129,7 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_SIZE for item in value)
 
 
 def _info(path: Path, name: str, entry: dict[str, Any], n_bytes: int) -> TensorInfo:
@@ -160,11 +169,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: no readable weight_map ({error!r}); download it again") from error
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    outside = [name for name in names if not is_plain_name(name)]
     if outside or not names:
         raise InputError(f"{index}: names the shards {outside or names}; allowed are files of the same folder")
     absent = [name for name in names if not (index.parent / name).is_file()]
@@ -263,11 +272,12 @@ def nonfinite_counts(folder: Path) -> dict[str, int]:
     Raises:
         InputError: as `folder_header`.
     """
-    counts = {name: _n_nonfinite(tensor) for name, tensor in iterate_tensors(folder)}
+    counts = {name: n_nonfinite(tensor) for name, tensor in iterate_tensors(folder)}
     return {name: count for name, count in counts.items() if count}
 
 
-def _n_nonfinite(tensor: Tensor) -> int:
+def n_nonfinite(tensor: Tensor) -> int:
+    """How many NaN or infinite entries a tensor of any dtype has."""
     if not tensor.is_floating_point():
         return 0
     chunks = tensor.flatten().split(CHUNK)

@@ -1,6 +1,5 @@
 """Calibration of every model of a table, from what `observe` saved: calibration.json and reliability.json."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from triune.evaluation.calibration import (
     step_function,
 )
 from triune.models.store import load_tensors
+from triune.parsing import read_json
 from triune.pipeline.observed_routing import GROUPED, NAMES, ROUTED
 from triune.record import write_json
 from triune.types import BenchmarkPrompt, Question, Sample
@@ -43,7 +43,7 @@ def write_calibration(
     rows, diagrams, rng = [], [], np.random.default_rng(seed)
     for model, folder in observed.items():
         isotonic = folder / "isotonic.json"
-        fitted = step_function(json.loads(isotonic.read_text(encoding="utf-8"))) if isotonic.is_file() else None
+        fitted = step_function(read_json(isotonic)) if isotonic.is_file() else None
         for found in (*_routing(folder), *_answers(folder, data, prompts)):
             rows += [{"model": model, "group": "", **row} for row in calibration_rows(found, rng, fitted)]
             diagrams.append({"model": model, **reliability_row(found)})
@@ -69,14 +69,14 @@ def _by_group(folder: Path, rng: np.random.Generator) -> Iterator[dict[str, Any]
     if (folder / GROUPED).is_file():
         tensors = load_tensors(folder / GROUPED)
         probs, sample, axis = (tensors[name] for name in ("probs", "sample", "axis"))
-        for index, name in enumerate(json.loads((folder / NAMES).read_text(encoding="utf-8"))):
+        for index, name in enumerate(read_json(folder / NAMES)):
             inside = tensors["group"][sample] == index
             for row in group_rows(probs[:, inside], sample[inside], axis, rng):
                 yield {"group": name, **row}
 
 
 def _answers(folder: Path, data: Path, prompts: Mapping[str, Sequence[BenchmarkPrompt]]) -> Iterator[Outcomes]:
-    found = json.loads((folder / "likelihoods.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "likelihoods.json")
     if "mc1" in found:
         choices = choice_outcomes(found["mc1"], load_rows(data / "mc1.jsonl", Question), "multiple choice (mc1)")
         if choices is not None:

@@ -1,6 +1,5 @@
 """The verb evaluate: every model answers and is asked for likelihoods first; the scores come from what was saved."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from triune.fusion.modeling import TriuneForCausalLM
 from triune.models.encoding import pad_id
 from triune.models.likelihood import hidden_states
 from triune.models.store import save_tensors
+from triune.parsing import read_json
 from triune.pipeline.asking import ask_all, discard_kept
 from triune.pipeline.exam import VERDICTS, Exam, costs_folder, exact_prompts, load_prompts, samples_folder
 from triune.pipeline.judging import judge_answers
@@ -73,7 +73,7 @@ def measure_cost(context: Context, name: str, model: Path | None, exam: Exam, ou
 
 def _likelihoods(scorer: Scorer, data: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    axes = json.loads((data / "summary.json").read_text(encoding="utf-8"))["test"]  # in the recipe's order
+    axes = read_json(data / "summary.json")["test"]  # in the recipe's order
     tests = {axis: load_rows(data / f"test.{axis}.jsonl", Example) for axis in axes}
     if tests:
         found["nll"] = {axis: likelihoods.answer_nll(scorer, rows) for axis, rows in tests.items()}

@@ -16,6 +16,7 @@ from triune.fusion.export.formats import Format, find_format
 from triune.fusion.export.source import DTYPES, Options, Source, open_source
 from triune.fusion.weighting import CARD, check_allowed
 from triune.models.shards import DiskFull, disk_full, readable, size_in_bytes
+from triune.parsing import parse_yaml
 from triune.progress import SILENT, Progress
 from triune.record import Step, claim, finished, identify, write_text, writing
 from triune.report.folder import SCORES, load_run
@@ -149,7 +150,7 @@ def _settings_text(source: Source) -> str:
 def _base(run: Run | None, options: Options) -> tuple[str, str]:
     """The base's name, without the place on this machine, and its licence where its own model card says it."""
     text = run.recipe.text if run is not None and run.recipe is not None else ""
-    recorded = (yaml.safe_load(text) or {}).get("base") or {}
+    recorded = (parse_yaml(text) or {}).get("base") or {}
     name = options.base or recorded.get("path") or ("the miniature world's base" if recorded.get("miniature") else "")
     folder = Path(recorded.get("path") or options.base)
     card = folder / CARD
@@ -160,7 +161,7 @@ def _licence(card: Path) -> str:
     """What the front matter of a model card says; empty where it says nothing."""
     found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        front = yaml.safe_load(found[1]) if found else None
+        front = parse_yaml(found[1]) if found else None
     except yaml.YAMLError:
         return ""
     licence = front.get("license") if isinstance(front, dict) else None

@@ -28,6 +28,7 @@ from triune.judges.cache import CHUNK, NOT_CACHED, cached
 from triune.judges.judge import Case, Judge
 from triune.judges.opening import asked_judge, check_judge, event_of, identity_of, known_judge
 from triune.judges.refusal_control import refusal_control
+from triune.parsing import parse_json, read_json
 from triune.pipeline.exam import CACHE, Exam, load_prompts
 from triune.pipeline.judge_labels import NO_LABELS, LabelSet, label_sets, measured
 from triune.pipeline.verbs import Context, unless_finished
@@ -257,10 +258,10 @@ class Judgement:
 
 def load_judgement(folder: Path) -> Judgement:
     """Read the step's folder."""
-    told = json.loads((folder / JUDGES).read_text(encoding="utf-8"))
+    told = read_json(folder / JUDGES)
     found: dict[tuple[str, str, str], list[Verdict]] = {}
     for line in (folder / ROWS).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+        row = parse_json(line)
         key = (row["model"], row["benchmark"], row["role"])
         found.setdefault(key, []).append(Verdict(row["value"], row["reason"]))
     judges = {

@@ -1,6 +1,5 @@
 """All scores of one model from what was saved of it: rules, judges' verdicts, likelihoods."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from triune.evaluation import scoring
 from triune.evaluation.answering import read_unanswered
 from triune.evaluation.judged import SampleValue, Scored, composite, judged_scores
 from triune.metrics.choice import preference_correct
+from triune.parsing import read_json
 from triune.pipeline.exam import Exam, exact_prompts
 from triune.pipeline.judging import Judgement
 from triune.types import Agreement, BenchmarkPrompt, Example, Preference, Question, Sample, Score
@@ -84,7 +84,7 @@ def _judged(name: str, sheet: Sheet, samples: Sequence[Sample]) -> tuple[list[Sc
 
 
 def _likelihoods(folder: Path, data: Path, rng: np.random.Generator) -> list[Scored]:
-    found = json.loads((folder / "likelihoods.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "likelihoods.json")
     scored: list[Scored] = []
     if "nll" in found:
         clusters = {a: [r.prompt for r in load_rows(data / f"test.{a}.jsonl", Example)] for a in found["nll"]}

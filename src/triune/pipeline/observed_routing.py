@@ -1,6 +1,5 @@
 """Where a fused model sends the tokens of test rows and of groups of prompts: saved by `observe`, for scores."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from triune.diagnose.routing import spread, token_routing
 from triune.evaluation.likelihoods import Scorer
 from triune.models.encoding import Encoded, encode_prompt, pad_id
 from triune.models.store import save_tensors
+from triune.parsing import read_json
 from triune.pipeline.verbs import Context
 from triune.record import write_json
 from triune.types import Example
@@ -33,7 +33,7 @@ def observe_routing(scorer: Scorer, context: Context, data: Path, model: Path | 
         save_tensors(draft / ROUTED, _routing(scorer, rows, TOKENS))
         fitted = model / "calibration.json" if model is not None else None
         if fitted is not None and fitted.is_file():
-            write_json(draft / "isotonic.json", json.loads(fitted.read_text(encoding="utf-8"))["isotonic"])
+            write_json(draft / "isotonic.json", read_json(fitted)["isotonic"])
     if (data / GROUPS).is_file():
         _observe_groups(scorer, context, _known(scorer, data / GROUPS), draft)
 

@@ -1,6 +1,5 @@
 """A whole recipe, step by step, resumable; and the demo, which is a recipe that comes with the package."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from importlib import resources
@@ -13,6 +12,7 @@ import torch
 from triune.data.preparing import prepare
 from triune.errors import InputError
 from triune.fusion.opening import check_model
+from triune.parsing import read_json
 from triune.pipeline import evaluating, verbs
 from triune.pipeline.exam import exam_of
 from triune.pipeline.judging import check_judging
@@ -197,7 +197,7 @@ def _account(run: Run, name: str, model: Model) -> dict[str, Any]:
 
 def _read(folder: Path, name: str) -> Any:
     path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 NOTES = {

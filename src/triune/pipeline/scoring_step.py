@@ -1,6 +1,5 @@
 """The step scores: every file of a run's results that says what the models are worth, from what was saved of them."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from triune.evaluation.paired import compare_models
 from triune.judges.judge import Judge
 from triune.judges.rules import rule_judge
 from triune.models.store import load_tensors
+from triune.parsing import read_json
 from triune.pipeline.calibration_scores import write_calibration
 from triune.pipeline.exam import VERDICTS, Exam, exact_prompts, load_prompts
 from triune.pipeline.judging import ACCOUNT, line_of, load_judgement
@@ -139,7 +139,7 @@ def _write_inside(context: Context, observed: Mapping[str, Path], draft: Path) -
     mapped = {name for name in seen if name in MAPPED or name.startswith("expert:")}
     if len(seen) > 1 and "base" in seen:
         states = {name: load_tensors(folder / "states.safetensors")["states"] for name, folder in seen.items()}
-        axes = json.loads((seen["base"] / "state_axes.json").read_text(encoding="utf-8"))
+        axes = read_json(seen["base"] / "state_axes.json")
         rng = np.random.default_rng(context.seed)
         distances = [
             {"model": model, "axis": axis, "value": s.value, "low": s.low, "high": s.high, "n": s.n}
@@ -150,7 +150,7 @@ def _write_inside(context: Context, observed: Mapping[str, Path], draft: Path) -
         write_json(draft / "drift.json", {"what": what, "distances": distances, "method": method, "points": points})
     fused = observed.get("fused")
     if fused is not None and (fused / "routing.json").is_file():
-        write_json(draft / "routing.json", json.loads((fused / "routing.json").read_text(encoding="utf-8")))
+        write_json(draft / "routing.json", read_json(fused / "routing.json"))
 
 
 def _side_by_side(

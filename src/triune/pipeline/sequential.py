@@ -1,6 +1,5 @@
 """Sequential fine-tuning: one LoRA trained on the axes one after the other, the baseline that forgets."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from triune.errors import InputError
 from triune.experts.adapters import stamp
 from triune.experts.training import train_adapter
 from triune.models.store import hash_weights
+from triune.parsing import read_json
 from triune.pipeline.verbs import KEEPING, Context, identify_rows, resumable, unless_finished
 from triune.recipe import NAME, Train
 from triune.record import RECORD, Step, identify, write_json
@@ -85,5 +85,5 @@ def train_stage(
 def _spent(previous: Path | None, steps: int, examples: int) -> dict[str, int]:
     """With what was spent before; an adapter that was made elsewhere does not say."""
     place = None if previous is None else previous / "spent.json"
-    before = json.loads(place.read_text(encoding="utf-8")) if place is not None and place.is_file() else {}
+    before = read_json(place) if place is not None and place.is_file() else {}
     return {"steps": steps + before.get("steps", 0), "examples": examples + before.get("examples", 0)}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from triune.errors import InputError
+from triune.parsing import parse_yaml
 from triune.report import fields
 from triune.report.across_run import AcrossRun, SeedRun, gather
 from triune.report.folder import SCORES, load_run
@@ -61,9 +62,8 @@ def _load_seed(place: Path, seed: int, whole: Mapping[str, object]) -> SeedRun:
 
 
 def _settings(recipe: Recipe, path: Path) -> Mapping[str, object]:
-    import yaml
 
-    return fields.mapping(yaml.safe_load(recipe.text), str(path))
+    return fields.mapping(parse_yaml(recipe.text), str(path))
 
 
 def _seeds(settings: Mapping[str, object], path: Path) -> tuple[int, ...]:

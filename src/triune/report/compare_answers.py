@@ -1,12 +1,12 @@
 """Every saved answer of a run with what judges said of it: samples.jsonl, verdicts.jsonl, or samples.json alone."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from triune.data.rows import load_rows
 from triune.errors import InputError
+from triune.parsing import parse_json
 from triune.report import fields
 from triune.report.compare_run import Answer, Said
 from triune.report.run import SideBySide
@@ -113,7 +113,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         if line.strip():
             place = f"{path}:{number}"
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise InputError(f"{place} is not JSON ({error}); {WAY_OUT}.") from error
             yield place, fields.mapping(row, place)

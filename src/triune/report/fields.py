@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from triune.errors import InputError
+from triune.parsing import parse_json
 
 WAY_OUT = "correct the file, or let `triune run` write it again"
 
@@ -22,11 +23,13 @@ def read_json(path: Path) -> object:
         InputError: it is not UTF-8 or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}); {WAY_OUT}.") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg} on line {error.lineno}; {WAY_OUT}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is JSON that is refused ({error}); {WAY_OUT}.") from error
 
 
 def mapping(value: object, where: str) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from triune.errors import InputError
+from triune.parsing import parse_yaml
 from triune.report import fields
 from triune.report.run import (
     Curve,
@@ -191,7 +192,7 @@ def parse_recipe(path: Path) -> Recipe:
 
     try:
         content = path.read_text(encoding="utf-8")
-        top = yaml.safe_load(content)
+        top = parse_yaml(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML in UTF-8 ({str(error).splitlines()[0]}); {fields.WAY_OUT}.") from error
     row = fields.mapping(top, str(path))

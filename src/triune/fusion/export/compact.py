@@ -4,7 +4,6 @@ Whole, the folder holds the base's weights, the experts' factors and the routers
 it holds factors, routers and what of the shared weights differs from the base: about the adapters alone.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from triune.fusion.prompt_router import PROMPT_ROUTER
 from triune.models.carrying import carry
 from triune.models.shards import Planned, cast, write_shards
 from triune.models.store import hash_weights
+from triune.parsing import parse_json
 from triune.progress import SILENT, Progress
 from triune.record import write_json
 
@@ -85,6 +85,6 @@ def _planned(source: Source, name: str, dtype: torch.dtype) -> Planned:
 
 def _config(source: Source, dtype: torch.dtype) -> dict[str, Any]:
     """The fused folder's own configuration, in the dtype."""
-    found: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = parse_json((source.folder / "config.json").read_text(encoding="utf-8"))
     short = str(dtype).removeprefix("torch.")
     return found | {"dtype": short, "text_config": found["text_config"] | {"dtype": short}}

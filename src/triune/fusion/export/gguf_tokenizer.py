@@ -5,7 +5,6 @@ llama.cpp has no general tokenizer but a few kinds (src/llama-vocab.cpp, as of l
 list of merges and one of its own ways to cut text into words. What differs in rare cases only is said in `notes`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from tokenizers import pre_tokenizers
 
 from triune.fusion.export.gguf_sentencepiece import BYTES, is_sentencepiece, refused, sentencepiece, steps_of
 from triune.models.loading import load_tokenizer
+from triune.parsing import parse_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 ENDS = ("eos", "eot", "eom")  # what generation stops at
@@ -62,7 +62,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise refused(f"{type(tokenizer).__name__} has no tokenizer.json form")
-    core = json.loads(backend.to_str())
+    core = parse_json(backend.to_str())
     model = core["model"]
     if model["type"] != "BPE":
         raise refused(f"llama.cpp has no {model['type']} tokenizer that gives the same tokens")
@@ -159,7 +159,7 @@ def _special(tokenizer: Any, folder: Path) -> dict[str, int]:
     found = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     special = {name: number for name, number in found.items() if number is not None}
     path = folder / "generation_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stops = settings.get("eos_token_id")
     stops = [stops] if isinstance(stops, int) else list(stops or [])
     own = [special["eos"]] if "eos" in special else []

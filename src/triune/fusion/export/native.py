@@ -5,7 +5,6 @@ softmax((W_r / T) x). Constants that are added to the experts' logits (importanc
 which gpt-oss alone has; it is taken only where they are.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +20,7 @@ from triune.fusion.export.gpt_oss import GPT_OSS
 from triune.fusion.export.source import Options, Source, check_tokens_routed
 from triune.models.carrying import carry
 from triune.models.shards import Planned, cast, write_shards
+from triune.parsing import parse_json
 from triune.progress import SILENT, Progress
 from triune.record import write_json
 
@@ -127,7 +127,7 @@ def native_config(source: Source, dtype: torch.dtype) -> dict[str, Any]:
     config = chosen.config(**settings, architectures=[chosen.architecture], dtype=dtype)
     # Written under both names: which of the two a reader of Qwen3-MoE knows depends on its version of transformers.
     both = {"num_experts": source.n_experts} if "num_experts" in settings else {}
-    return {**json.loads(config.to_json_string()), **both}
+    return {**parse_json(config.to_json_string()), **both}
 
 
 def plan(source: Source, dtype: torch.dtype) -> list[Planned]:

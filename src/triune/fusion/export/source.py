@@ -1,6 +1,5 @@
 """A fused folder, read tensor by tensor: what every export starts from."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from triune.fusion.opening import check_model, is_fused
 from triune.fusion.prompt_router import PROMPT_ROUTER
 from triune.models.preflight import complain
 from triune.models.store import TensorInfo, folder_header, read_header, weight_files
+from triune.parsing import parse_json
 from triune.recipe import Base
 from triune.record import RECORD, read_record
 
@@ -159,7 +159,7 @@ def open_source(folder: Path) -> Source:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not a JSON object ({error}); fuse again, or delete it") from error
 
