@@ -72,11 +72,12 @@ Made = Any
 
 @dataclass(frozen=True)
 class Target:
-    """One reader: what is made for it, how it is called with that, and cases that once broke it."""
+    """One reader: what is made for it, how it is called with that, cases that once broke it, and one that is read."""
 
     made: st.SearchStrategy[Made]
     call: Callable[[Made], object]
     found: Sequence[Made] = ()
+    sound: Made = None
 
 
 class Hang(BaseException):
@@ -125,6 +126,8 @@ def fast(target: Target) -> None:
     def once(made: Made) -> None:
         keeps_the_rule(target, made)
 
+    if target.sound is not None:
+        target.call(target.sound)
     for made in target.found:
         once = example(made)(once)
     once()

@@ -34,6 +34,9 @@ from triune.record import digest
 from triune.report.folder import load_run
 from triune.types import Agreement, Score, Verdict
 
+# Libraries warn of strange settings that they take; only what is raised counts here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,7 +69,7 @@ def adapter_configs(sound: Path, place: Path) -> Target:
     odd |= {"rank_pattern": ([], {"(": 2}, {"": None}), "modules_to_save": (3, [3]), "peft_type": ([], None)}
     odd |= {"layers_to_transform": ("x", [HUGE]), "exclude_modules": (3, "(")}
     found = [json_bytes({**config, name: value}) for name, values in odd.items() for value in values]
-    return Target(documents(full), written(folder / "adapter_config.json", read), [*found, *TEXTS])
+    return Target(documents(full), written(folder / "adapter_config.json", read), [*found, *TEXTS], json_bytes(full))
 
 
 def adapter_weights(sound: Path, place: Path) -> Target:
@@ -79,7 +82,7 @@ def adapter_weights(sound: Path, place: Path) -> Target:
         path.write_bytes(made)
         read_adapter(folder, "helpful", sound / "world" / "base")
 
-    return Target(damaged(content), call)
+    return Target(damaged(content), call, (), content)
 
 
 def base_configs(sound: Path, place: Path) -> Target:
@@ -112,7 +115,7 @@ def base_configs(sound: Path, place: Path) -> Target:
         check_base(folder, scan=False)
         load_base(folder, scan=False)
 
-    return Target(documents(config), written(path, look), [*found, *TEXTS])
+    return Target(documents(config), written(path, look), [*found, *TEXTS], json_bytes(config))
 
 
 def base_others(sound: Path, place: Path) -> Target:
@@ -175,7 +178,7 @@ def fused_configs(sound: Path, place: Path) -> Target:
         check_model(folder, Base(path=str(folder)))
         open_fused(folder)
 
-    return Target(documents(config), written(folder / "config.json", look), [*found, *TEXTS])
+    return Target(documents(config), written(folder / "config.json", look), [*found, *TEXTS], json_bytes(config))
 
 
 ODD_TEXT = [
@@ -208,7 +211,9 @@ def routers(sound: Path, place: Path) -> Target:
     ]
     found += [signed({name: value for name, value in settings.items() if name != lost}) for lost in settings]
     clean = spoiled(settings).filter(_can_be_signed).map(signed)
-    return Target(clean | documents(settings), written(folder / "router.json", read), [*found, *TEXTS])
+    return Target(
+        clean | documents(settings), written(folder / "router.json", read), [*found, *TEXTS], signed(settings)
+    )
 
 
 def _can_be_signed(made: Any) -> bool:
@@ -229,7 +234,7 @@ def router_weights(sound: Path, place: Path) -> Target:
         path.write_bytes(made)
         read_router(folder)
 
-    return Target(damaged(content), call)
+    return Target(damaged(content), call, (), content)
 
 
 def judges(sound: Path, place: Path) -> Target:
@@ -248,7 +253,9 @@ def judges(sound: Path, place: Path) -> Target:
         {"gate": told},
     ]
     found = [json_bytes({**told, **change}) for change in huge]
-    return Target(documents(told), written(folder / "judge.json", lambda: load_judge(folder)), [*found, *TEXTS])
+    return Target(
+        documents(told), written(folder / "judge.json", lambda: load_judge(folder)), [*found, *TEXTS], json_bytes(told)
+    )
 
 
 def caches(sound: Path, place: Path) -> Target:
@@ -272,7 +279,9 @@ def caches(sound: Path, place: Path) -> Target:
     patched = torn.map(lambda hit: content[: hit[0]] + hit[1] + content[hit[0] + len(hit[1]) :])
     not_utf8 = content.replace(b"whywhywhy", b"why\xff\xfewhy\xff")
     bad_json = content.replace(b'{"a": 1}', b"[[[[[[[[")
-    return Target(patched | damaged(content), call, [not_utf8, bad_json, b"SQLite format 3\x00", content[:1000], b"x"])
+    return Target(
+        patched | damaged(content), call, [not_utf8, bad_json, b"SQLite format 3\x00", content[:1000], b"x"], content
+    )
 
 
 def checkpoints(sound: Path, place: Path) -> Target:

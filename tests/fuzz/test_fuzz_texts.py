@@ -28,6 +28,8 @@ from triune.recipe_file import load_recipe, settings_from
 from triune.record import Step, finished, identify, read_record
 from triune.types import BenchmarkPrompt, Example, Preference, Question, Sample
 
+# Libraries warn of strange settings that they take; only what is raised counts here.
+pytestmark = pytest.mark.filterwarnings("ignore")
 RECIPE: dict[str, Any] = {
     "title": "t",
     "seed": 3,
@@ -98,7 +100,7 @@ def recipes(path: Path) -> Target:
     whole = yaml.safe_dump(RECIPE, sort_keys=False).encode()
     found = [text.encode(errors="surrogatepass") for text in YAMLS]
     found += [made.encode() + b"\n" + whole for made in YAMLS[:5]]
-    return Target(dumped | damaged(whole) | spoiled(RECIPE).map(json_bytes), call, [*found, *TEXTS])
+    return Target(dumped | damaged(whole) | spoiled(RECIPE).map(json_bytes), call, [*found, *TEXTS], whole)
 
 
 def overrides() -> Target:
@@ -122,7 +124,7 @@ def cards(folder: Path) -> Target:
     found = [*YAMLS[:-1], "configs: 3", "configs: [3]", "configs: [{data_files: [{split: 1, path: '../x'}]}]"]
     found += ["configs: [{data_files: 3}]", "configs: [{config_name: [], data_files: ''}]"]
     found += ["configs: [{data_files: '**/..'}]", "configs: [{data_files: 'a\\0'}]", "configs: [{data_files: '***'}]"]
-    return Target(spoiled(sound).map(lambda made: json.dumps(made)), call, found)
+    return Target(spoiled(sound).map(lambda made: json.dumps(made)), call, found, json.dumps(sound))
 
 
 ROWS: dict[str, Any] = {
@@ -219,7 +221,7 @@ def packed_files(folder: Path) -> Target:
 
     made = st.sampled_from(sorted(sound)).flatmap(lambda name: st.tuples(st.just(name), damaged(sound[name])))
     bombs = [(".jsonl.gz", gzip.compress(b" " * (80 << 20))), (".jsonl.xz", lzma.compress(b" " * (80 << 20)))]
-    return Target(made, call, bombs)
+    return Target(made, call, bombs, (".parquet", sound[".parquet"]))
 
 
 def prepared(path: Path) -> Target:
@@ -261,7 +263,12 @@ def annotations(path: Path) -> Target:
     odd = [
         json_bytes([{**ANNOTATION, "preference": value}]) for value in (1e400, -0.0, 10**290, float("nan"), True, "1")
     ]
-    return Target(documents([ANNOTATION, {**ANNOTATION, "instruction": "j"}]), written(path, read), [*TEXTS, *odd])
+    return Target(
+        documents([ANNOTATION, {**ANNOTATION, "instruction": "j"}]),
+        written(path, read),
+        [*TEXTS, *odd],
+        json_bytes([ANNOTATION]),
+    )
 
 
 def records(folder: Path) -> Target:
@@ -272,7 +279,7 @@ def records(folder: Path) -> Target:
         identify(folder)
         finished(Step(folder, "train", {}))
 
-    return Target(documents(sound), written(folder / "record.json", read), TEXTS)
+    return Target(documents(sound), written(folder / "record.json", read), TEXTS, json_bytes(sound))
 
 
 MAKE: dict[str, Callable[[Path], Target]] = {

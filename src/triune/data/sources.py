@@ -160,6 +160,8 @@ def _described_files(folder: Path) -> dict[str, Splits]:
         raise InputError(f"{card}: the head between the two --- is not YAML ({error}); mend or remove it.") from error
     found: dict[str, Splits] = {}
     entries = (head.get("configs") if isinstance(head, dict) else None) or []
+    if not isinstance(entries, list):
+        raise InputError(f"{card}: configs wants a list, got {entries!r:.60}; mend or remove it.")
     for entry in entries:
         splits = {name: _matching(folder, patterns) for name, patterns in _declared_splits(card, entry).items()}
         splits = {name: files for name, files in splits.items() if files}
@@ -172,7 +174,10 @@ def _declared_splits(card: Path, entry: Any) -> dict[str, list[str]]:
     """split -> patterns of one config of a data card; bare patterns are the split "train"."""
     declared = entry.get("data_files") if isinstance(entry, dict) else entry
     splits: dict[str, list[str]] = {}
-    for item in [declared] if isinstance(declared, str | dict) else declared or []:
+    items = [declared] if isinstance(declared, str | dict) else declared or []
+    if not isinstance(items, list):
+        raise InputError(f"{card}: data_files wants split and path, got {items!r:.60}; mend or remove it.")
+    for item in items:
         split, patterns = "train", item
         if isinstance(item, dict):
             split, patterns = str(item.get("split")), item.get("path")
@@ -188,7 +193,11 @@ def _matching(folder: Path, patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise InputError(f"{folder / 'README.md'}: data_files {pattern!r} leads out of the data set's folder.")
-        files += [file for file in sorted(folder.glob(pattern)) if file.is_file() and file not in files]
+        try:
+            found = sorted(folder.glob(pattern))
+        except (ValueError, IndexError, NotImplementedError, OSError) as error:
+            raise InputError(f"{folder / 'README.md'}: data_files {pattern!r:.60} is no pattern ({error}).") from error
+        files += [file for file in found if file.is_file() and file not in files]
     return files
 
 

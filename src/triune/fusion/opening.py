@@ -1,5 +1,6 @@
 """Any model of a run, ready to use: the base, the base with an adapter merged in, a full or a fused model."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from triune.errors import InputError
 from triune.experts import task_vector
 from triune.experts.adapters import CONFIG, read_adapter
 from triune.experts.task_vector import TaskVector
+from triune.fusion import borrowed
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.prompt_router import ROUTINGS
 from triune.models.hub import locate
-from triune.models.loading import load_base, load_tokenizer, quiet
+from triune.models.loading import as_saved, load_base, load_tokenizer, quiet
 from triune.models.preflight import STRANGE, SUPPORTED, check_base, check_sizes, complain, empty_model
 from triune.models.store import folder_header, hash_weights, nonfinite_counts
 from triune.parsing import is_plain_name, parse_json
 from triune.recipe import Base
 
+MOST_ABSENT = 1 << 28  # numbers: 1 GB of float32
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -109,6 +112,11 @@ def _check_shapes(folder: Path) -> None:
     header = folder_header(folder)
     wanted = {name: tuple(tensor.shape) for name, tensor in empty_model(folder, config).state_dict().items()}
     other = sorted(name for name in header.keys() & wanted.keys() if header[name].shape != wanted[name])
+    absent = sorted(wanted.keys() - header.keys())
+    # A few that are missing are named after loading; a folder that borrows its base has them elsewhere.
+    borrows = bool(_settings(folder).get(borrowed.NAME))
+    if not borrows and sum(math.prod(wanted[name]) for name in absent) > MOST_ABSENT:
+        complain(folder, {"missing": absent})
     complain(folder, {"of another shape": [f"{name} {header[name].shape}, not {wanted[name]}" for name in other]})
 
 
@@ -192,7 +200,7 @@ def open_fused(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Triune
     Raises InputError for a folder without a fused model, truncated or non-finite weights, missing or strange tensors.
     """
     _check_fused(folder)
-    with quiet():
+    with quiet(), as_saved(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,

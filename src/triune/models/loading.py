@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from triune.errors import InputError
 from triune.models.hub import locate
 from triune.models.preflight import check_base, complain, read_tokenizer
 
@@ -28,7 +29,7 @@ def load_base(
         InputError: as `check_base`; or the library would leave a weight out or fill one with random numbers.
     """
     facts = check_base(source, scan=scan)
-    with quiet():
+    with quiet(), as_saved(facts.folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             facts.folder,
             dtype=dtype,
@@ -59,6 +60,16 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         InputError: there is no such folder or name, or its tokenizer files are missing or unreadable.
     """
     return read_tokenizer(locate(source))
+
+
+@contextmanager
+def as_saved(folder: Path) -> Iterator[None]:
+    """Turn what the library raises over strange settings into an InputError; a lack of memory is none."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"{folder} cannot be loaded ({said}); download it again, or correct its settings") from error
 
 
 @contextmanager
