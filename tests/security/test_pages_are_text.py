@@ -34,6 +34,7 @@ ATTACK = (
     f"<img src=x onerror=\"document.title='{MARK}'\"><svg onload=alert(1)>--></style></script><!--"
     f"<a href=\"javascript:document.title='{MARK}'\">x</a>{{{{7*7}}}}$title${{title}}"
 )
+SHORT = f"'\"><script>document.title='{MARK}'</script><img src=x onerror=alert(1)>"
 ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "a", "header", "p", "h1", "h2", "h3", "h4", "div", "nav"),
     *("ol", "ul", "li", "main", "section", "footer", "script", "table", "caption", "thead", "tbody", "tr", "th", "td"),
@@ -171,17 +172,20 @@ def across_page(place: Path) -> tuple[Path, int]:
     recipe = {"title": ATTACK, "about": ATTACK, "caveats": [ATTACK]}
     for seed in range(3):
         files = {name: attacked(fake_files()[name]) for name in ("scores.json", "timings.json")}
-        files["scores.json"] = [row | {"value": row["value"] * 0.9 + seed} for row in files["scores.json"][:9]]
+        files["scores.json"] = [
+            row | {name: row[name] * 0.9 + seed for name in ("value", "low", "high")}
+            for row in files["scores.json"][:9]
+        ]
         write_folder(folder / f"seed-{seed}", files, json.dumps({**recipe, "seed": seed, "seeds": []}))
     (folder / "recipe.yaml").write_text(json.dumps({**recipe, "seed": 5, "seeds": [0, 1, 2]}))
     return write_report(folder), 0
 
 
 def compare_page(place: Path) -> tuple[Path, int]:
-    rows = attacked([row for row in answered(("base", "fused"), 4, 3) if row["benchmark"] != "alpaca_eval"])
-    for row in rows:
-        row["model"] = row["model"].replace("/", "∕")  # its answers lie in a folder of that name
-        row["benchmark"] = "xstest"
+    rows = [row for row in answered(("base", "fused"), 4, 3) if row["benchmark"] == "xstest"]
+    # A model's answers lie in a folder of its name.
+    named = {model: f"{model}{SHORT}".replace("/", "∕") for model in ("base", "fused")}
+    rows = [{**attacked(row), "model": named[row["model"]], "benchmark": "xstest"} for row in rows]
     return compare_runs([write_run(place / "run <b>x", rows, ATTACK)], place / "out"), 1
 
 

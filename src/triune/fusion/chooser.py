@@ -67,7 +67,7 @@ class PromptReader(nn.Module):
         self.config = config
         text: Any = first_layers(config.get_text_config(), int(config.routing_layer or 0))
         with no_init_weights():  # every number is loaded
-            self.model = AutoModel.from_config(text, dtype=dtype)
+            self.model = AutoModel.from_config(text, dtype=dtype, trust_remote_code=False)
         self.model.norm = nn.Identity()  # what is wanted is the residual stream
         prior = torch.tensor(config.prior_weights, dtype=torch.float64)
         for index, layer in enumerate(self.model.layers):

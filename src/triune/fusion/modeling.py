@@ -50,7 +50,7 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
         if text.model_type not in SUPPORTED:
             raise InputError(f"a base of type {text.model_type!r} cannot be fused; supported: {', '.join(SUPPORTED)}")
         check_routing(config)
-        self.model = AutoModel.from_config(text)
+        self.model = AutoModel.from_config(text, trust_remote_code=False)
         for index, layer in enumerate(self.model.layers):
             layer.mlp = MixtureFFN(layer.mlp, config, index)
         self.vocab_size = text.vocab_size

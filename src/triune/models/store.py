@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         # The library reads some headers otherwise than Python's JSON (a key given twice, -0, NaN): both must agree.
         with safe_open(path, "pt") as opened:
-            if opened.keys() is None or set(opened.keys()) != infos.keys():
+            if set(opened.keys()) != infos.keys():
                 raise _damaged(path, "its header can be read in two ways")
     except (SafetensorError, OSError) as error:
         raise _damaged(path, f"{error}") from error
