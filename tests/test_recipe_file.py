@@ -122,7 +122,7 @@ def test_wrong_overrides(override: str, message: str) -> None:
         ("!!python/object/apply:os.system [ls]", "my.yaml is not valid YAML"),
         ("seed: 1\ntitle: x\nseed: 2", "my.yaml:3: 'seed' is given twice; keep one"),
         ("a: {b: 1, c: 2, b: 3}", "my.yaml:1: 'b' is given twice"),
-        ("a: &a\n  b: *a", "my.yaml:1: a part of the recipe contains itself; write it out"),
+        ("a: &a\n  b: *a", "my.yaml is not valid YAML: line 1: a part contains itself; write it out"),
         ("quick: 3", r"'quick': keys are wanted \(got 3\)"),
         ("quick: {a: 1}\nbase: 3", "unknown key 'a'"),
     ],
