@@ -183,17 +183,17 @@ def spoiled(draw: st.DrawFn, sound: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(made))
         if not places:
-            return draw(values())
+            return copy.deepcopy(draw(values()))
         owner, key = draw(st.sampled_from(places))
         how = draw(st.integers(0, 5))
         if how == 0:
             del owner[key]
         elif how == 1 and isinstance(owner, dict):
-            owner[draw(st.sampled_from(["", "a", "..", "\ud800", str(key) + "x"]))] = owner[key]
+            owner[draw(st.sampled_from(["", "a", "..", "\ud800", str(key) + "x"]))] = copy.deepcopy(owner[key])
         elif how == 2 and isinstance(owner, list):
             owner.append(copy.deepcopy(owner[key]))
         else:
-            owner[key] = draw(values())
+            owner[key] = copy.deepcopy(draw(values()))  # the lists of WEIRD are spoiled in their turn
     return made
 
 

@@ -38,7 +38,22 @@ SHORT = f"'\"><script>document.title='{MARK}'</script><img src=x onerror=alert(1
 ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "a", "header", "p", "h1", "h2", "h3", "h4", "div", "nav"),
     *("ol", "ul", "li", "main", "section", "footer", "script", "table", "caption", "thead", "tbody", "tr", "th", "td"),
-    *("small", "br", "code", "pre", "strong", "em", "b", "i", "span", "figure", "figcaption", "details", "summary"),
+    *(
+        "small",
+        "br",
+        "code",
+        "pre",
+        "strong",
+        "em",
+        "b",
+        "i",
+        "u",
+        "span",
+        "figure",
+        "figcaption",
+        "details",
+        "summary",
+    ),
     *(
         "noscript",
         "label",
