@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from triune.experts.lowrank import LowRank
 from triune.experts.task_vector import FFN, TaskVector
 from triune.fusion.building import build
+from triune.peak_memory import peak_memory_bytes
 from triune.recipe import Fuse
-from triune.record import peak_memory_bytes
 
 MB = 1e6
 

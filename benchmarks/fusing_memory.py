@@ -99,8 +99,8 @@ def save_models(place: Path, shape: Shape, relative: float) -> None:
 def measured(place: Path, svd_error: float, shared: str) -> dict[str, Any]:
     """Fuse in this process."""
     from triune import pipeline
+    from triune.peak_memory import peak_memory_bytes
     from triune.recipe import Base, Fuse
-    from triune.record import peak_memory_bytes
 
     context = pipeline.Context(Base(path=str(place / "base"), dtype="bfloat16"))
     settings = Fuse(svd_error=svd_error, shared=shared, router_init="zeros")

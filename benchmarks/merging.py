@@ -28,7 +28,7 @@ import torch
 from benchmarks.random_models import Shape, save_models
 from triune.baseline_settings import Merges
 from triune.models.store import iterate_tensors
-from triune.record import peak_memory_bytes
+from triune.peak_memory import peak_memory_bytes
 
 # mergekit's parameters for the same formula with our defaults.
 MERGEKIT: dict[str, Callable[[Any], dict[str, float | bool]]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from triune.record import peak_memory_bytes
+from triune.peak_memory import peak_memory_bytes
 
 Times = dict[str, float]  # "wall" and "cpu", seconds
 

@@ -32,7 +32,8 @@ from transformers import PreTrainedModel
 from whole_model_forms import FORMS, Settings, chosen, models, of_random_weights, placed
 
 from triune.experts.task_vector import FFN
-from triune.record import environment, peak_memory_bytes
+from triune.peak_memory import peak_memory_bytes
+from triune.record import environment
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}  # of the logits; halves send near-ties elsewhere
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "triune"
 ORDER = [
-    {"errors", "types", "progress"},
+    {"errors", "types", "progress", "peak_memory", "record_checks"},
     {"parsing", "settings"},
     {
         "baseline_settings",

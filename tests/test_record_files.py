@@ -15,9 +15,9 @@ import torch
 
 from tests.folders import names, step
 from triune import record
+from triune.peak_memory import peak_memory_bytes
 from triune.record import (
     environment,
-    peak_memory_bytes,
     read_record,
     write_json,
     write_text,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.folders import closed_folder, finish, foreign, names, step
 from triune import record
-from triune.errors import InputError
+from triune.errors import InputError, TriuneError
 from triune.record import (
     LOCK,
     RECORD,
@@ -48,7 +48,7 @@ def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(record, "write_json", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TriuneError, match=r"the disk of .* is full \(.*No space.*\); make room"):
         finish(step(tmp_path / "a"))
     assert names(tmp_path) == []
 

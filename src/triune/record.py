@@ -5,7 +5,6 @@ nothing under the final name. A step's identity is the hash of its verb, its set
 second run skips what is finished with the same settings and redoes what is not.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -26,6 +25,8 @@ from typing import Any
 
 from triune.errors import InputError
 from triune.parsing import parse_json
+from triune.peak_memory import peak_memory_bytes, reset_peak_memory
+from triune.record_checks import FORMAT, check_record, clear_parts, room, sizes, spoiled
 
 RECORD = "record.json"  # in every finished step's folder
 LOCK = ".triune.lock"  # in every run's folder from its first moment, so that a run cut short is known as ours
@@ -90,13 +91,22 @@ def read_record(folder: Path) -> dict[str, Any]:
         found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); delete {folder} and run its verb again") from error
-    if not isinstance(found, dict) or "identity" not in found:
-        raise InputError(f"{path} is not a Triune record (no identity); choose another folder")
-    return found
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); mend its permissions") from error
+    return check_record(found, path)
 
 
 def finished(step: Step) -> bool:
-    """Whether the step's folder holds its result, made with the same settings from the same inputs."""
+    """Whether the step's folder holds its whole result, made with the same settings from the same inputs."""
+    return _same(step) and not spoiled(step.folder, read_record(step.folder))
+
+
+def lost(step: Step) -> list[str]:
+    """What is wrong with the files of a step that was finished with the same settings, in words; empty if nothing."""
+    return spoiled(step.folder, read_record(step.folder)) if _same(step) else []
+
+
+def _same(step: Step) -> bool:
     return (step.folder / RECORD).is_file() and read_record(step.folder)["identity"] == step.identity
 
 
@@ -128,13 +138,15 @@ def writing(step: Step, seed: int = 0) -> Iterator[Path]:
     """Yield a draft folder; on success it becomes `step.folder` with a record, on failure nothing does.
 
     A finished result of other settings under that name is kept, moved to `.superseded` beside it.
-    Raises InputError where the folder cannot be ours (see `claim`), or another process is writing it.
+    Raises InputError where the folder cannot be ours (see `claim`), or another process is writing it; TriuneError
+    where the disk becomes full.
     """
-    with _draft_of(final := _replaceable(step.folder)) as draft:
-        _reset_peak_memory()
+    with room(final := _replaceable(step.folder)), _draft_of(final) as draft:
+        reset_peak_memory()
         begun, clock, spent = datetime.now(UTC), time.perf_counter(), time.process_time()
         yield draft
         record = {
+            "format": FORMAT,
             "verb": step.verb,
             "identity": step.identity,
             "settings": step.settings,
@@ -144,6 +156,7 @@ def writing(step: Step, seed: int = 0) -> Iterator[Path]:
             "seconds": round(time.perf_counter() - clock, 3),
             "cpu_seconds": round(time.process_time() - spent, 3),
             "peak_memory_bytes": peak_memory_bytes(),
+            "files": sizes(draft),
             **environment(),
         }
         write_json(draft / RECORD, record)
@@ -197,6 +210,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder against a second process. Raises InputError where another one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder / LOCK, folder):
+        clear_parts(folder)
         yield
 
 
@@ -241,24 +255,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip() or None
-
-
-def _reset_peak_memory() -> None:
-    """Linux lets a process reset its own high-water mark; elsewhere the peak is the process's so far."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident set since the last reset (Linux) or since the process began."""
-    import resource
-
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if platform.system() == "Darwin" else usage * 1024
 
 
 def write_text(path: Path, text: str) -> None:

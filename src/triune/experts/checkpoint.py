@@ -21,6 +21,7 @@ from triune.errors import InputError, TriuneError
 from triune.models.store import sync
 from triune.parsing import is_plain_name, parse_json
 from triune.record import identify, write_json
+from triune.record_checks import clear_parts
 
 FORMAT = 1  # of the folder; another one is another job's
 STEP = "step-"
@@ -137,6 +138,7 @@ def discard(place: Path) -> None:
     """Remove the checkpoints under `place`, and `place` where nothing else is in it."""
     for folder in (*_steps(place), place / ".draft"):
         shutil.rmtree(folder, ignore_errors=True)
+    clear_parts(place)
     if place.is_dir() and not any(place.iterdir()):
         place.rmdir()
 

@@ -18,7 +18,7 @@ from triune.fusion.weighting import CARD, check_allowed
 from triune.models.shards import DiskFull, disk_full, readable, size_in_bytes
 from triune.parsing import parse_yaml
 from triune.progress import SILENT, Progress
-from triune.record import Step, claim, finished, identify, write_text, writing
+from triune.record import Step, claim, finished, identify, lost, write_text, writing
 from triune.report.folder import SCORES, load_run
 from triune.report.markdown import fenced, scores
 from triune.report.run import Run
@@ -52,6 +52,7 @@ def export(
     step = Step(out, "export", _settings(name, options), _inputs(place, folder))
     if finished(step):
         progress.say(f"{out}: finished before, skipped")
+        _forget(_kept(step), step.identity)
     else:
         card = model_card(source, options.dtype or source.dtype, _story(format, source, options, place, out))
         _write(step, format, source, options, (card, progress))
@@ -80,14 +81,28 @@ def _inputs(place: Path, folder: Path) -> dict[str, str]:
 
 def _write(step: Step, format: Format, source: Source, options: Options, told: tuple[str, Progress]) -> None:
     card, progress = told
-    final = Path(os.path.realpath(step.folder))
-    kept = final.with_name(f".{final.name}.export")
-    with disk_full(kept), writing(step) as draft:  # which also holds `kept` against other processes
+    kept = _kept(step)
+    for damage in lost(step):
+        progress.say(f"{step.folder}: {damage}; it is exported again")
+    with writing(step) as draft, disk_full(kept):  # the step also holds `kept` against other processes
         with _taken_up(kept, step.identity):
             format.write(source, options, kept, progress)
         write_text(kept / CARD, card)
         _link(kept, draft)
-    shutil.rmtree(kept)
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _kept(step: Step) -> Path:
+    """Where an export under way is, beside its final place."""
+    final = Path(os.path.realpath(step.folder))
+    return final.with_name(f".{final.name}.export")
+
+
+def _forget(kept: Path, identity: str) -> None:
+    """Remove what a process left that was killed after it had finished this export; not another export's beginning."""
+    mark = kept / MARK
+    if mark.is_file() and mark.read_text(encoding="utf-8") == identity:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from triune.models.rows import encode_examples
 from triune.models.store import hash_weights
 from triune.progress import SILENT, Progress
 from triune.recipe import Align, Base, Fit, Train
-from triune.record import Step, digest, finished, identify, read_record, write_json, writing
+from triune.record import RECORD, Step, digest, finished, identify, lost, read_record, write_json, writing
 from triune.types import Example
 
 # Changes no result: with or without it, a finished step stays finished.
@@ -90,13 +90,29 @@ def unless_finished(step: Step, context: Context) -> Iterator[Path | None]:
         yield None
     elif finished(step):
         context.progress.say(f"{step.folder}: finished before, skipped")
+        if _outdated(place := checkpoint_place(step), step):
+            _discard(place)
         yield None
     else:
+        for damage in lost(step):
+            context.progress.say(f"{step.folder}: {damage}; the step is done again")
         with writing(step, context.seed) as draft:
             yield draft
-        place = checkpoint_place(step)
-        for own in (*place.glob(f"{PART}*"), place):
-            checkpoint.discard(own)
+        _discard(checkpoint_place(step))
+
+
+def _outdated(place: Path, step: Step) -> bool:
+    """Whether checkpoints are older than the result: the process was killed after its last rename, before `_discard`.
+
+    Younger ones are of a run with other settings, which may still be wanted.
+    """
+    times = [path.stat().st_mtime_ns for path in (place, *place.rglob("*"))] if place.is_dir() else []
+    return bool(times) and max(times) <= (step.folder / RECORD).stat().st_mtime_ns
+
+
+def _discard(place: Path) -> None:
+    for own in (*place.glob(f"{PART}*"), place):
+        checkpoint.discard(own)
 
 
 def checkpoint_place(step: Step) -> Path:
