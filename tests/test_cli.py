@@ -1,5 +1,6 @@
 """The command line: every verb's help, what each hands on, and the exit codes that scripts rely on."""
 
+import errno
 import io
 import json
 import os
@@ -261,6 +262,16 @@ def raising(error: BaseException) -> Callable[..., None]:
 def test_other_errors_of_ours_end_with_1(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "report", raising(TriuneError("the loss became nan [at] step 3")))
     assert main("report", ".") == (1, "", "error: the loss became nan [at] step 3\n")
+
+
+def test_a_full_disk_ends_with_1_and_says_how_to_go_on(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "report", raising(OSError(errno.ENOSPC, "No space left on device", "run/x")))
+    code, out, err = main("report", ".")
+    assert (code, out) == (1, "")
+    assert "the disk is full ([Errno 28] No space left on device: 'run/x'); make room, then the same command" in err
+    monkeypatch.setattr(pipeline, "report", raising(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        main("report", ".")
 
 
 def test_unexpected_errors_keep_their_trace(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:

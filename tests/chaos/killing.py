@@ -189,10 +189,18 @@ def weights(out: Path) -> dict[str, Any]:
 def numbers(out: Path) -> dict[str, bytes]:
     """Every other file that does not say how long something took, byte for byte."""
     return {
-        path.relative_to(out).as_posix(): path.read_bytes()
+        path.relative_to(out).as_posix(): _settled(path)
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.suffix != ".safetensors" and path.name not in MEASURED
     }
+
+
+def _settled(path: Path) -> bytes:
+    """A file's bytes; PEFT writes a set as a list, in the order of this process's hashes."""
+    if path.name != "adapter_config.json":
+        return path.read_bytes()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return json.dumps({**found, "target_modules": sorted(found["target_modules"])}, sort_keys=True).encode()
 
 
 def reported(out: Path) -> list[str]:

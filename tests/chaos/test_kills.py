@@ -172,3 +172,22 @@ def test_the_second_of_two_processes_is_refused(whole: Path, again: Path, starte
         assert (code, first.wait()) == (2, 0), second.said()
     assert "another process is writing out; wait for it or choose another --out" in second.said()
     equal(out, whole / "out")
+
+
+def test_a_half_deleted_copy_is_made_whole(whole: Path, again: Path, starter: Nursery) -> None:
+    out = again / "out"
+    shutil.copytree(whole / "out", out)
+    (out / "experts" / "helpful" / "adapter_model.safetensors").unlink()
+    shutil.rmtree(out / "samples" / "base")
+    weighty = out / "fused" / "model.safetensors"
+    weighty.write_bytes(weighty.read_bytes()[:100])
+    child = starter.start(*RUN)
+    assert child.wait() == 0, child.said()
+    assert "out/experts/helpful: adapter_model.safetensors is missing; the step is done again" in child.said()
+    assert "out/fused: model.safetensors has 100 bytes in place of" in child.said()
+    redone = {"experts/helpful", "fused", "samples/base"}
+    skipped = {name for name in steps_of(out) if f"out/{name}: finished before, skipped" in child.said()}
+    assert skipped == set(steps_of(out)) - redone
+    for kept in out.rglob(".superseded"):  # the damaged ones
+        shutil.rmtree(kept)
+    equal(out, whole / "out")

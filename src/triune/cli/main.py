@@ -16,6 +16,7 @@ from triune.cli.routing import route
 from triune.cli.using import chat, evaluate, export, report
 from triune.cli.whole import demo, run
 from triune.errors import InputError, TriuneError
+from triune.record_checks import FULL
 
 app = typer.Typer(
     help="Fuse language models aligned separately into one, and measure honestly whether it worked.",
@@ -61,3 +62,7 @@ def main() -> None:
         _fail(str(error), 2)
     except TriuneError as error:
         _fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _fail(f"the disk is full ({error}); make room, then the same command goes on from the finished steps", 1)

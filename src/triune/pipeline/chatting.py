@@ -17,6 +17,7 @@ from triune.fusion.opening import is_fused, open_model
 from triune.models.encoding import pad_id
 from triune.models.generation import Decoding, generator_for, prompt_row, stop_ids, token_steps
 from triune.recipe import Base
+from triune.recipe_file import validate
 from triune.record import RECORD, read_record
 
 
@@ -56,9 +57,10 @@ def speaker(place: Path, template: str | None = None) -> Speaker:
     folder = place / "fused" if (place / "fused" / "config.json").is_file() else place
     if not folder.is_dir():
         raise InputError(f"{place} does not exist; give a run folder or a model folder")
-    known = dict(read_record(folder)["settings"].get("base") or {}) if (folder / RECORD).is_file() else {}
-    base = _base_of(folder)
-    model, tokenizer = open_model(folder, Base.model_validate({**known, "path": base}))
+    recorded = read_record(folder).get("settings", {}).get("base") if (folder / RECORD).is_file() else None
+    known = recorded if isinstance(recorded, dict) else {}
+    base = validate(Base, {**known, "path": _base_of(folder)}, f"{folder / RECORD}, settings.base")
+    model, tokenizer = open_model(folder, base)
     own = "chat" if tokenizer.chat_template else None
     chosen = template or known.get("template") or own
     if chosen is None:

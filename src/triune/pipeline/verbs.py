@@ -27,6 +27,7 @@ from triune.models.rows import encode_examples
 from triune.models.store import hash_weights
 from triune.progress import SILENT, Progress
 from triune.recipe import Align, Base, Fit, Train
+from triune.recipe_file import validate
 from triune.record import RECORD, Step, digest, finished, identify, lost, read_record, write_json, writing
 from triune.types import Example
 
@@ -76,10 +77,10 @@ def identify_rows(rows: Sequence[Example]) -> str:
 
 def context_of(folder: Path, seed: int = 0, progress: Progress = SILENT) -> Context:
     """The context that a fused model was made in, by its record. Raises InputError where it has none."""
-    base = read_record(folder)["settings"].get("base")
+    base = read_record(folder).get("settings", {}).get("base")
     if not isinstance(base, dict):
         raise InputError(f"{folder} was not made by `triune fuse` or `align`; give the folder of one of them")
-    return Context(Base.model_validate({**base, "path": str(folder)}), seed, progress)
+    return Context(validate(Base, {**base, "path": str(folder)}, f"{folder / RECORD}, settings.base"), seed, progress)
 
 
 @contextmanager
