@@ -115,8 +115,8 @@ def test_wrong_overrides(override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "my.yaml holds NoneType; a recipe is a mapping of keys"),
-        ("- seed", "my.yaml holds list; a recipe is a mapping of keys, see `triune run --schema`"),
+        ("", "my.yaml is empty; a recipe is a mapping of keys"),
+        ("- seed", "my.yaml holds a list; a recipe is a mapping of keys, see `triune run --schema`"),
         ("seed: [1", "my.yaml is not valid YAML"),
         ("day: 2024-13-45", "my.yaml is not valid YAML: month must be in 1..12"),
         ("!!python/object/apply:os.system [ls]", "my.yaml is not valid YAML"),

@@ -28,6 +28,8 @@ def load_recipe(path: Path, *, quick: bool = False, overrides: Sequence[str] = (
     Raises InputError: file missing, not UTF-8, not YAML, not a mapping, a key given twice, an unknown key (the nearest
     known one is named), a value of the wrong kind or outside its range.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the recipe's own file (.yaml)")
     if not path.is_file():
         raise InputError(f"no recipe at {path}; see recipes/ for examples and `triune run --schema` for every key")
     try:
@@ -43,9 +45,8 @@ def parse_recipe(text: str, origin: str, *, quick: bool = False, overrides: Sequ
     """As `load_recipe`, from the text itself; `origin` is named in errors."""
     content = _read_yaml(text, origin)
     if not isinstance(content, dict):
-        raise InputError(
-            f"{origin} holds {type(content).__name__}; a recipe is a mapping of keys, see `triune run --schema`"
-        )
+        got = "is empty" if content is None else f"holds {'a list' if isinstance(content, list) else 'one value'}"
+        raise InputError(f"{origin} {got}; a recipe is a mapping of keys, see `triune run --schema`")
     content = _on_preset(content, origin)
     smaller = content.get("quick") if quick else None
     for key, value in smaller.items() if isinstance(smaller, dict) else ():
@@ -136,11 +137,14 @@ def _explain(model: type[BaseModel], found: Any) -> str:
         return f"{where!r} is missing; add it"
     if found["type"] == "union_tag_not_found":
         return f"{where!r} has no kind; known: {', '.join(kind for m in here for kind in _kinds(m))}"
+    if found["type"] == "union_tag_invalid":
+        known = found["ctx"]["expected_tags"].replace("'", "")
+        return f"{where!r}: kind {found['ctx']['tag']!r} is unknown; known: {known}"
     if found["input"] is None and _keys(here):
         return f"{where!r} is empty; it takes {', '.join(_keys(here))}"
     message = WANTED.get(found["type"], str(found["msg"]).removeprefix("Value error, "))
-    # Our own messages, and that of an unknown kind, say what was got.
-    got = "" if found["type"] in ("value_error", "union_tag_invalid") else f" (got {_shortened(found['input'])})"
+    # Our own messages say what was got.
+    got = "" if found["type"] == "value_error" else f" (got {_shortened(found['input'])})"
     return (f"{where!r}: " if path else "") + message + got
 
 
