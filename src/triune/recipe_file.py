@@ -52,6 +52,8 @@ def parse_recipe(text: str, origin: str, *, quick: bool = False, overrides: Sequ
     for key, value in smaller.items() if isinstance(smaller, dict) else ():
         set_dotted(content, str(key), value, f"{origin}, quick")
     _override(content, overrides, "align.gating=0.1")
+    if "preset" in content:
+        raise InputError("preset is not taken from the command line, only from the recipe's own file; write it there")
     return validate(Recipe, content, origin)
 
 

@@ -41,6 +41,7 @@ def call(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     def run(row: Row) -> tuple[int, str, str]:
         for how, *what in row.spoil:
             SPOIL[how](*what)
+        before = names(Path())
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["triune", *row.arguments])
         code = 0
@@ -49,7 +50,9 @@ def call(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         except SystemExit as end:
             code = int(end.code or 0)
         output, errors = capsys.readouterr()
-        return code, plain(errors), plain(output)
+        assert names(Path()) == before
+        here = f"{Path.cwd()}/"
+        return code, plain(errors).replace(here, ""), plain(output).replace(here, "")
 
     return run
 
@@ -66,9 +69,6 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.verb}: {row.bad}")
 def test_a_bad_input_is_refused(row: Row, call: Call) -> None:
-    spoiled: list[object] = []
-    for how, *what in row.spoil:
-        spoiled.append((how, what))
     code, errors, output = call(row)
     assert "Traceback" not in errors + output
     assert plain(row.says) in errors + output

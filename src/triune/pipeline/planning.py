@@ -24,7 +24,7 @@ from triune.pipeline.variants import experts_of, mixture_steps, training_steps, 
 from triune.pipeline.verbs import Context, unless_finished
 from triune.progress import Progress
 from triune.recipe import FFN, Recipe
-from triune.record import Step, digest, write_json
+from triune.record import RECORD, Step, digest, read_record, write_json
 from triune.served_settings import Served
 from triune.types import Example
 
@@ -101,7 +101,7 @@ def needs_mergekit(recipe: Recipe) -> bool:
 def plan(run: Run) -> Planned:
     """The steps of a run by name, which is also each one's folder, in order.
 
-    Raises InputError as `check_judging` and `check_servers`.
+    Raises InputError as `check_judging`, `check_servers` and `check_records`.
     """
     recipe, out, context = run.recipe, run.out, run.context
     exam = exam_of(recipe, out, check_judging(recipe, run.prepared, out))
@@ -134,7 +134,16 @@ def plan(run: Run) -> Planned:
         steps |= variant_steps(run)
     if recipe.scarce is not None:
         steps |= _scarce_steps(run, context)
-    return steps | observing_steps(run, models(recipe, out), exam, with_costs=True)
+    steps |= observing_steps(run, models(recipe, out), exam, with_costs=True)
+    check_records(steps, out)
+    return steps
+
+
+def check_records(steps: Planned, out: Path) -> None:
+    """Raise InputError for the record of a finished step that cannot be believed, before hours are spent on others."""
+    for name in steps:
+        if (out / name / RECORD).is_file():
+            read_record(out / name)
 
 
 def observing_steps(run: Run, found: Mapping[str, Model], exam: Exam, *, with_costs: bool) -> Planned:

@@ -19,6 +19,7 @@ from triune.pipeline.judging import check_judging
 from triune.pipeline.planning import (
     Planned,
     Run,
+    check_records,
     check_settings,
     data_step,
     models,
@@ -114,10 +115,11 @@ def examine(recipe: Recipe, given: Mapping[str, Path | Served], out: Path, progr
     under_way = Run(recipe, out, prepare(recipe), progress)
     exam = exam_of(recipe, out, check_judging(recipe, under_way.prepared, out))
     check_servers(under_way.context, named, exam, data_step(under_way))
+    steps: Planned = {"data": partial(write_data, under_way)}
+    steps |= observing_steps(under_way, named, exam, with_costs=False)
+    check_records(steps, out)
     with locked(out):
         write_text(out / "recipe.yaml", to_yaml(recipe))
-        steps: Planned = {"data": partial(write_data, under_way)}
-        steps |= observing_steps(under_way, named, exam, with_costs=False)
         _finish(under_way, named, _do(steps, out))
         verbs.report(out)
     return out
