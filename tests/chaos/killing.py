@@ -63,10 +63,10 @@ class Child:
 
 
 class Nursery:
-    """Starts command lines one after the other in `folder` (see nursery.py)."""
+    """Starts command lines one after the other (see nursery.py), in the folder that was last set."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+    def __init__(self) -> None:
+        self.folder, self.count = Path(), 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("nursery.py"))],
@@ -113,9 +113,9 @@ class Nursery:
 
 
 @contextmanager
-def nursery(folder: Path) -> Iterator[Nursery]:
+def nursery() -> Iterator[Nursery]:
     """A nursery that is closed at the end."""
-    own = Nursery(folder)
+    own = Nursery()
     try:
         yield own
     finally:

@@ -30,15 +30,22 @@ MANY = 60
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm() -> Iterator[Nursery]:
+    """Importing Triune takes longer than a run of this recipe: once for all tests."""
+    with nursery() as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, warm: Nursery) -> Path:
     """A folder with the recipe, its data, and `out`: a run that nobody stopped."""
     place = tmp_path_factory.mktemp("chaos") / "whole"
     place.mkdir()
     make_world(place)
     (place / "recipe.yaml").write_text(RECIPE)
-    with nursery(place) as own:
-        child = own.start(*RUN)
-        assert child.wait() == 0, child.said()
+    warm.folder = place
+    child = warm.start(*RUN)
+    assert child.wait() == 0, child.said()
     return place
 
 
@@ -49,9 +56,10 @@ def again(whole: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def starter(again: Path) -> Iterator[Nursery]:
-    with nursery(again) as own:
-        yield own
+def starter(again: Path, warm: Nursery) -> Nursery:
+    """Starts command lines in `again`."""
+    warm.folder = again
+    return warm
 
 
 def equal(out: Path, whole: Path) -> None:
@@ -161,7 +169,8 @@ def test_a_killed_run_holds_nothing_against_the_next(whole: Path, again: Path, s
 
 def test_the_second_of_two_processes_is_refused(whole: Path, again: Path, starter: Nursery) -> None:
     out = again / "out"
-    with nursery(again) as other:
+    with nursery() as other:
+        other.folder = again
         first = starter.start(*RUN)
         while not draft_of(out, "experts/helpful").is_dir():
             assert not first.ended.is_set(), first.said()
