@@ -67,6 +67,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self.folder, self.count = Path(), 0
+        self.last: Child | None = None
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("nursery.py"))],
@@ -82,7 +83,8 @@ class Nursery:
         return self.process.stdout.readline().strip()
 
     def start(self, *words: str) -> Child:
-        """Begin a command line; the one before it must have ended."""
+        """Begin a command line; the one before it is ended, should a test have left it."""
+        self._clear()
         self.count += 1
         log = self.folder.parent / f"{self.folder.name}-{id(self)}-{self.count}.log"
         assert self.process.stdin is not None
@@ -97,10 +99,17 @@ class Nursery:
             child.ended.set()
 
         threading.Thread(target=watch, daemon=True).start()
+        self.last = child
         return child
 
+    def _clear(self) -> None:
+        if self.last is not None and not self.last.ended.is_set():
+            self.last.send(signal.SIGKILL)
+            self.last.wait()
+
     def close(self) -> None:
-        """End the nursery; its children have ended."""
+        """End the nursery and what it has started."""
+        self._clear()
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
