@@ -74,7 +74,6 @@ def test_a_bad_input_is_refused(row: Row, call: Call) -> None:
     assert plain(row.says) in errors + output
     assert code == row.code
     assert len(errors) < 1000
-    assert row.verb == "check" or output == ""
 
 
 def test_nothing_is_written(sound: Path, call: Call) -> None:
