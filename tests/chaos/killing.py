@@ -16,7 +16,7 @@ from typing import Any
 
 from triune.models.store import INDEX_FILE, hash_weights, load_tensors
 
-PATIENCE = 240  # seconds for anything, on a busy machine
+PATIENCE = 900  # seconds for anything, on a busy machine
 POLL = 0.0005
 RECIPE = """\
 title: Tiny
