@@ -11,6 +11,7 @@ ORDER = [
         "baseline_settings",
         "data_settings",
         "judge_settings",
+        "launch_settings",
         "method_settings",
         "presets",
         "recipe_variants",

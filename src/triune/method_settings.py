@@ -55,7 +55,7 @@ class Fit(Settings):
     learning_rate: Positive = Field(5e-4, description="H3Fusion")
     epochs: Positive = Field(3.0, description="passes over the data (H3Fusion); ignored where steps is set")
     steps: Count | None = Field(None, description="optimiser steps")
-    batch_size: Count = Field(32, description="examples a step on one device, before accumulation")
+    batch_size: Count = Field(32, description="examples a batch, over all processes together; before accumulation")
     accumulation: Count = Field(1, description="batches summed before a step")
     warmup_steps: Whole = Field(0, description="linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay to zero, or none")

@@ -25,6 +25,7 @@ from triune.data_settings import (
     generative,
 )
 from triune.judge_settings import JudgeSettings
+from triune.launch_settings import Launch
 from triune.method_settings import (
     FFN,
     Align,
@@ -61,6 +62,7 @@ __all__ = [
     "Importance",
     "Injection",
     "JudgeSettings",
+    "Launch",
     "Likelihood",
     "Lora",
     "Merge",
@@ -174,6 +176,7 @@ class Recipe(Settings):
     scarce: Scarce | None = None
     evaluate: tuple[Benchmark, ...] = Field((), description="benchmarks, at least one")
     judges: dict[str, JudgeSettings] = Field({}, description="who decides generative benchmarks, by name")
+    launch: Launch = Field(Launch(), description="training steps in several processes")
     batch_size: Count = Field(128, description="prompts at once in evaluation")
     new_tokens: Count = Field(16, description="longest answer in generative tests")
     quick: dict[str, object] = Field(default_factory=dict, description="dotted keys set instead with --quick")

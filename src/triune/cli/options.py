@@ -16,7 +16,7 @@ from triune.recipe import Base, Slice
 
 if TYPE_CHECKING:
     from triune.pipeline import Context
-    from triune.progress import Terminal
+    from triune.progress import Progress
     from triune.types import Example
 
 out_console, err_console = Console(), Console(stderr=True)
@@ -135,16 +135,20 @@ def context_from(base: str, template: str, max_length: int, seed: int) -> "Conte
     return Context(validate(Base, content, "the command line"), seed, terminal())
 
 
-def terminal() -> "Terminal":
-    """Progress on this terminal."""
-    from triune.progress import Terminal
+def terminal() -> "Progress":
+    """Progress on this terminal; of several processes the first one alone tells."""
+    from triune.experts.processes import rank
+    from triune.progress import SILENT, Terminal
 
-    return Terminal(out_console)
+    return Terminal(out_console) if rank() == 0 else SILENT
 
 
 def say(folder: Path) -> None:
     """Where the result is."""
-    out_console.print(f"wrote {folder}", highlight=False)
+    from triune.experts.processes import rank
+
+    if rank() == 0:
+        out_console.print(f"wrote {folder}", highlight=False)
 
 
 def close(folder: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.trainer_callback import TrainerState
 
 from triune.errors import InputError, TriuneError
+from triune.experts.sharding import like, put
 from triune.models.store import sync
 from triune.parsing import is_plain_name, parse_json
 from triune.record import identify, write_json
@@ -165,7 +166,7 @@ def restore_parameters(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
     """Put the kept values into the model's own parameters, wherever they are."""
     with torch.no_grad():
         for name, parameter in trainable(model).items():
-            parameter.copy_(kept[name])
+            put(parameter, kept[name])
 
 
 def adamw_tensors(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
@@ -182,7 +183,11 @@ def restore_adamw(
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = optimizer.state_dict()
     state["state"] = {
-        number: {kind: kept[kind][name] for kind in ADAMW} for number, name in enumerate(order) if name in kept["step"]
+        number: {
+            kind: kept[kind][name] if kind == "step" else like(parameters[name], kept[kind][name]) for kind in ADAMW
+        }
+        for number, name in enumerate(order)
+        if name in kept["step"]
     }
     optimizer.load_state_dict(state)
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from triune.experts.processes import share
 from triune.recipe import Fit
 
 
@@ -22,7 +23,7 @@ def training_arguments(s: Fit, seed: int, scratch: str) -> TrainingArguments:
         output_dir=scratch,
         max_steps=s.steps or -1,
         num_train_epochs=s.epochs,
-        per_device_train_batch_size=s.batch_size,
+        per_device_train_batch_size=share(s.batch_size),
         gradient_accumulation_steps=s.accumulation,
         learning_rate=s.learning_rate,
         # The plain "constant" would ignore the warm-up.

@@ -1,6 +1,6 @@
 """Building a fused model from a base and its experts' task vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from triune.experts.lowrank import LowRank
 from triune.experts.task_vector import TaskVector
 from triune.fusion import sharing
 from triune.fusion.configuration import TriuneConfig
+from triune.fusion.factors import Stack
 from triune.fusion.mixture import MixtureFFN
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.router_init import FROM_DATA, WITHOUT_DATA, Inputs
@@ -208,7 +209,14 @@ def start_routers(model: TriuneForCausalLM, how: str, inputs: Sequence[Inputs], 
         mixture.router.weight.copy_(weight)
 
 
-def layer_factors(model: TriuneForCausalLM, index: int) -> list[list[LowRank]]:
-    """One expert's increments as stored in the model, by layer: [gate, up, down]; differentiable views."""
+def layer_factors(
+    model: TriuneForCausalLM, index: int, read: Callable[[Tensor], Tensor] | None = None
+) -> list[list[LowRank]]:
+    """One expert's increments as stored in the model, by layer: [gate, up, down]; differentiable views.
+
+    `read` makes a tensor of a stored one first: where the model is sharded, one with all its parts.
+    """
     layers = [(m.factors().gate, m.factors().up, m.factors().down) for m in model.mixtures()]
+    if read is not None:
+        layers = [tuple(Stack(read(s.a), read(s.b), s.ranks) for s in stacks) for stacks in layers]  # type: ignore[misc]
     return [[LowRank(b.T, a) for a, b in (stack.expert(index) for stack in stacks)] for stacks in layers]

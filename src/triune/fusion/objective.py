@@ -6,7 +6,7 @@ average, KL to a prior. Balance is the Switch Transformer's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from triune.errors import InputError
 from triune.experts.fitting import Batch, example_mean
 from triune.experts.lowrank import LowRank
+from triune.experts.processes import whole_mean, world
+from triune.experts.sharding import bare, whole
 from triune.fusion import losses, router
 from triune.fusion.building import layer_factors
 from triune.fusion.modeling import TriuneForCausalLM
@@ -54,7 +56,7 @@ class StageTwo:
         terms: Terms = {"lm": (1.0, example_mean(answer_nll(out.logits, labels), labels))}
         config: Any = self.model.config
         terms |= self._routing_terms(router.layer_probabilities(out.router_logits, config), mask, batch)
-        terms |= self._drift_terms()
+        terms |= self._drift_terms(cast(TriuneForCausalLM, bare(module)))
         if self.settings.representation:
             fused = losses.mean_hidden(out.hidden_states[-1], mask)
             apart = losses.representation_loss(fused, batch["target"].to(fused)).mean()
@@ -66,12 +68,15 @@ class StageTwo:
         self,
         probs: Float[Tensor, "layers batch tokens experts"],
         mask: Bool[Tensor, "batch tokens"],
-        batch: Mapping[str, Tensor],
+        batch: Batch,
     ) -> Terms:
         settings, routing = self.settings, losses.sample_routing(probs, mask)
         chosen = router.top_k_weights(probs, self.model.mixtures()[0].top_k) > 0
         load = losses.sample_routing(chosen.to(probs.dtype) / chosen.sum(-1, keepdim=True), mask)
         now = losses.batch_routing(probs, mask)
+        if world() > 1:  # what follows is not linear in the batch's means: they must be those of all processes
+            now = whole_mean(now, batch)
+            load = whole_mean(load.mean(0), batch).expand_as(load)
         before = now if self.running is None else self.running.to(now)
         if torch.is_grad_enabled():
             self.running = losses.running_average(self.running, now, settings.running_decay)
@@ -83,12 +88,12 @@ class StageTwo:
             "prior": (settings.prior, losses.routing_divergence(now, self.prior.to(now))),
         }
 
-    def _drift_terms(self) -> Terms:
+    def _drift_terms(self, model: TriuneForCausalLM) -> Terms:
         terms: Terms = {}
         for index, name in enumerate(self.model.config.expert_names):
             gamma = self.settings.drift.get(name, 0.0)
             if gamma:
-                now = layer_factors(self.model, index)
+                now = layer_factors(model, index, whole)
                 moved = losses.drift(now, self.start.setdefault(index, _detached(now)))
                 terms[f"drift:{name}"] = (gamma, moved)
         return terms

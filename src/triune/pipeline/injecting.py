@@ -25,6 +25,7 @@ from triune.method_settings import injected_texts
 from triune.models.encoding import Encoded
 from triune.models.rows import encode_examples
 from triune.models.store import hash_weights
+from triune.pipeline.launching import launched
 from triune.pipeline.verbs import KEEPING, PART, Context, identify_rows, resumable, unless_finished
 from triune.recipe import Injection, Train
 from triune.record import Step, digest, identify, write_json
@@ -57,6 +58,8 @@ def train_injected(context: Context, rows: Sequence[Example], out: Path, setting
     # The texts as they are: the built-in ones may change.
     own = context.settings(train=settings.model_dump(exclude=KEEPING), texts=texts)
     step = Step(out, "train", own, inputs)
+    if launched(context, step, rows, settings, title=title):
+        return out
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = context.load()

@@ -48,7 +48,7 @@ class Run:
         base = self.recipe.base
         if base.miniature is not None:
             base = base.model_copy(update={"path": str(self.out / "base")})
-        return Context(base, self.recipe.seed, self.progress, self.dry)
+        return Context(base, self.recipe.seed, self.progress, self.dry, self.recipe.launch)
 
     def joint(self, n: int | None) -> list[Example]:
         """The mixture of the axes' training rows, of all prompts or of `n` an axis."""

@@ -11,6 +11,7 @@ import torch
 
 from triune.data.preparing import prepare
 from triune.errors import InputError
+from triune.experts import processes
 from triune.fusion.opening import check_model
 from triune.parsing import read_json
 from triune.pipeline import evaluating, verbs
@@ -56,6 +57,7 @@ def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = F
     tested. Leaves report.html, report.md, scores.json, scores.csv, timings.json and one folder a step. With `dry`
     only says what would be done. Raises InputError before anything is computed where something is wrong.
     """
+    processes.alone("triune run")
     claim(out)
     check_settings(recipe)
     under_way = Run(recipe, out, prepare(recipe), progress, dry)
@@ -101,6 +103,7 @@ def examine(recipe: Recipe, given: Mapping[str, Path | Served], out: Path, progr
     Raises InputError as `run`, for the miniature base (which exists in a run only), for names that would share a
     folder, and for a folder that holds no model of this base.
     """
+    processes.alone("triune evaluate")
     claim(out)
     if recipe.base.path is None:
         raise InputError("evaluate needs a recipe with base.path; the miniature base exists inside its own run only")

@@ -1,6 +1,7 @@
 """The verbs that make models: train, merge, fuse, align. Each skips what is finished, and says so."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from triune.errors import InputError
-from triune.experts import checkpoint, task_vector
+from triune.experts import checkpoint, processes, task_vector
 from triune.experts.adapters import stamp
 from triune.experts.fitting import Job
 from triune.experts.kinds import read_expert
@@ -20,11 +21,13 @@ from triune.fusion import aligning
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.opening import check_base_hash, open_fused
 from triune.fusion.weighting import write_card
+from triune.launch_settings import Launch
 from triune.models.encoding import Encoded, pad_id
 from triune.models.hub import locate
 from triune.models.loading import load_base, quiet
 from triune.models.rows import encode_examples
 from triune.models.store import hash_weights
+from triune.pipeline.launching import launched
 from triune.progress import SILENT, Progress
 from triune.recipe import Align, Base, Fit, Train
 from triune.recipe_file import validate
@@ -33,7 +36,9 @@ from triune.types import Example
 
 # Changes no result: with or without it, a finished step stays finished.
 KEEPING: Any = {"fit": {"save_every"}, "injection": {"fit": {"save_every"}}}
+TOGETHER = ("train", "align")  # verbs that several processes share
 PART = "part-"  # a step that trains several times keeps the checkpoints of each in a folder of its own
+ONE_PROCESS = Launch()
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Context:
     seed: int = 0
     progress: Progress = SILENT
     dry: bool = False  # only say what would be done
+    launch: Launch = ONE_PROCESS  # changes results by rounding only, so that it is no part of a step's identity
 
     @property
     def folder(self) -> Path:
@@ -85,8 +91,15 @@ def context_of(folder: Path, seed: int = 0, progress: Progress = SILENT) -> Cont
 
 @contextmanager
 def unless_finished(step: Step, context: Context) -> Iterator[Path | None]:
-    """The step's draft folder to write into, or None where its result is there already (or on a dry run)."""
-    if context.dry:
+    """The step's draft folder to write into, or None where its result is there already (or on a dry run).
+
+    Of several processes the first one writes; the others get a folder that is thrown away, and go on when it is done.
+    Raises InputError for a verb that trains nothing, which each of them would do anew.
+    """
+    if processes.world() > 1:
+        with _together(step, context) as draft:
+            yield draft
+    elif context.dry:
         context.progress.say(f"{step.folder}: {'finished' if finished(step) else 'to do'}")
         yield None
     elif finished(step):
@@ -95,11 +108,17 @@ def unless_finished(step: Step, context: Context) -> Iterator[Path | None]:
             _discard(place)
         yield None
     else:
-        for damage in lost(step):
-            context.progress.say(f"{step.folder}: {damage}; the step is done again")
-        with writing(step, context.seed) as draft:
+        with _alone(step, context) as draft:
             yield draft
-        _discard(checkpoint_place(step))
+
+
+@contextmanager
+def _alone(step: Step, context: Context) -> Iterator[Path]:
+    for damage in lost(step):
+        context.progress.say(f"{step.folder}: {damage}; the step is done again")
+    with writing(step, context.seed) as draft:
+        yield draft
+    _discard(checkpoint_place(step))
 
 
 def _outdated(place: Path, step: Step) -> bool:
@@ -114,6 +133,28 @@ def _outdated(place: Path, step: Step) -> bool:
 def _discard(place: Path) -> None:
     for own in (*place.glob(f"{PART}*"), place):
         checkpoint.discard(own)
+
+
+@contextmanager
+def _together(step: Step, context: Context) -> Iterator[Path | None]:
+    if step.verb not in TOGETHER:
+        processes.alone(f"triune {step.verb}")
+    processes.join()
+    first = processes.rank() == 0
+    if processes.agreed(first and finished(step)):
+        if first:
+            context.progress.say(f"{step.folder}: finished before, skipped")
+        yield None
+        return
+    with _alone(step, context) if first else _thrown_away() as draft:
+        yield draft
+    processes.wait()
+
+
+@contextmanager
+def _thrown_away() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="triune-") as scratch:
+        yield Path(scratch)
 
 
 def checkpoint_place(step: Step) -> Path:
@@ -144,6 +185,8 @@ def train(context: Context, rows: Sequence[Example], out: Path, settings: Train,
     # A plain expert's identity is what it was before there were injections.
     own = settings.model_dump(exclude={**KEEPING, "injection": True})
     step = Step(out, "train", context.settings(train=own), inputs)
+    if launched(context, step, rows, settings, title=title):
+        return out
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = context.load()
@@ -181,6 +224,8 @@ def align(context: Context, fused: Path, rows: Sequence[Example], out: Path, set
     """
     inputs = {"fused": identify(fused), "rows": identify_rows(rows)}
     step = Step(out, "align", context.settings(align=settings.model_dump(exclude=KEEPING)), inputs)
+    if launched(context, step, rows, settings, fused=str(fused)):
+        return out
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = open_fused(fused, getattr(torch, context.base.dtype))
@@ -191,7 +236,8 @@ def align(context: Context, fused: Path, rows: Sequence[Example], out: Path, set
                 )
             job = context.job(f"aligning {out.name}", context.encode(tokenizer, rows), settings.fit, tokenizer)
             curve = aligning.align(model, settings, resumable(job, step), context.progress)
-            save_model(model, tokenizer, draft)
+            if processes.rank() == 0:  # the others' folder is thrown away
+                save_model(model, tokenizer, draft)
             write_json(draft / "curve.json", curve)
             write_json(draft / "spent.json", {"steps": len(curve), "examples": len(job.rows)})
     return out
