@@ -63,6 +63,7 @@ class Fit(Settings):
     clip: Positive = Field(1.0, description="gradient norm")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    packing: Count | None = Field(None, description="tokens of a row that short examples share; one a row by default")
     save_every: Count | None = Field(None, description="steps between checkpoints that a killed run goes on from")
 
 

@@ -112,9 +112,9 @@ def test_a_sharded_model_trains_saves_and_resumes_as_a_whole_one(tmp_path: Path)
     assert_close(first["adapter"], cases.adapted())
     for rank in range(2):
         shares = json.loads((tmp_path / f"shares-{rank}.json").read_text())
-        # Three experts' ranks make 7 rows: four here, three there.
+        # Three experts make a router of three rows and stacks of seven: two and four here, one and three there.
         assert len(shares) > 50
-        assert 0.3 < min(shares) <= max(shares) < 0.6
+        assert 0.3 < min(shares) <= max(shares) < 0.7
 
 
 # The parts, without processes

@@ -82,9 +82,10 @@ def head_fit(align: Align) -> Fit:
     """How the head is trained: stage 2's budget, at the routers' learning rate.
 
     Activations are never recomputed: PEFT's mixing is switched off before the backward pass, so that they would be
-    those of another model.
+    those of another model. Nor are examples packed: the head reads whole rows.
     """
-    return align.fit.model_copy(update={"learning_rate": align.router_learning_rate, "checkpointing": False})
+    own = {"learning_rate": align.router_learning_rate, "checkpointing": False, "packing": None}
+    return align.fit.model_copy(update=own)
 
 
 def train_head(mixed: Any, job: Job, progress: Progress) -> Curve:

@@ -17,7 +17,9 @@ from triune.experts.job import Batch, Curve, Job, Objective, StatefulObjective
 from triune.experts.objective_trainer import ObjectiveTrainer, Watcher, curve
 from triune.experts.training_arguments import recompute_activations, training_arguments
 from triune.models.likelihood import answer_counts, answer_nll, prompt_ends
+from triune.models.packing import check_packing, run
 from triune.progress import SILENT, Progress
+from triune.recipe import Fit
 
 __all__ = [
     "Batch",
@@ -34,9 +36,8 @@ __all__ = [
 
 def answer_objective(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Mean over examples of the negative log-likelihood per answer token, in nats."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    inputs |= prompt_ends(sharding.bare(model), batch)
-    loss = example_mean(answer_nll(model(**inputs, use_cache=False).logits, batch["labels"]), batch["labels"])
+    logits = run(model, batch, **prompt_ends(sharding.bare(model), batch)).logits
+    loss = example_mean(answer_nll(logits, batch["labels"]), batch["labels"])
     return loss, {}
 
 
@@ -73,9 +74,9 @@ def fit(model: PreTrainedModel | nn.Module, job: Job, objective: Objective, prog
     parameters and curve: those of one process to rounding, but for dropout, which each draws by itself. A checkpoint
     does not depend on how many there are.
 
-    Raises InputError for no rows, nothing to train, a batch that the processes do not divide, or no place for
-    checkpoints; TriuneError where the loss or its gradient stops being finite (the step and the usual cause are
-    named), or a checkpoint cannot be written.
+    Raises InputError for no rows, nothing to train, a batch that the processes do not divide, rows too short to pack
+    the examples into, or no place for checkpoints; TriuneError where the loss or its gradient stops being finite (the
+    step and the usual cause are named), or a checkpoint cannot be written.
     """
     processes.join()
     progress = progress if processes.rank() == 0 else SILENT
@@ -83,11 +84,13 @@ def fit(model: PreTrainedModel | nn.Module, job: Job, objective: Objective, prog
         raise InputError(f"{job.title}: no rows to train on; check the axis's data and max_length")
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"{job.title}: no parameter requires a gradient; check the targets")
+    if job.settings.packing is not None:
+        check_packing(job.rows, job.settings.packing)
     with tempfile.TemporaryDirectory() as scratch, seeded(job.seed), _as_found(model), ExitStack() as watched:
         if job.settings.checkpointing:
             recompute_activations(model, True)
             watched.callback(recompute_activations, model, False)
-        trainer = _trainer(sharding.twin(model) if processes.sharded() else model, job, objective, scratch)
+        trainer = _trainer(_for_trainer(model, job.settings), job, objective, scratch)
         every = job.settings.save_every if job.checkpoint else None
         trainer.add_callback(Watcher(lambda total: watched.enter_context(progress.task(job.title, total)), every))
         # Mixed precision wraps the model's forward; it would stay wrapped.
@@ -97,6 +100,16 @@ def fit(model: PreTrainedModel | nn.Module, job: Job, objective: Objective, prog
             sharding.forget_plugin()
             _take(model, sharding.gathered(checkpoint.trainable(trainer.model)))
     return curve(trainer.state.log_history)
+
+
+def _for_trainer(model: nn.Module, settings: Fit) -> nn.Module:
+    """The model, or a twin of it that Trainer may put in parts."""
+    if not processes.sharded():
+        return model
+    twin = sharding.twin(model)
+    if settings.precision == "bfloat16":
+        sharding.autocast(twin)
+    return twin
 
 
 def _take(model: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from triune.experts import checkpoint
 from triune.models.encoding import Encoded, collate
+from triune.models.packing import packed
 from triune.recipe import Fit
 from triune.record import digest
 
@@ -57,9 +58,9 @@ class Job:
     identity: str = ""
 
     def fingerprint(self, model: nn.Module) -> str:
-        """Tells this job's checkpoints from those of others. (How often they are written changes no result.)"""
+        """Tells this job's checkpoints from those of others. (What changes no more than rounding is left out.)"""
         parameters = {n: [str(p.dtype), *p.shape] for n, p in checkpoint.trainable(model).items()}
-        settings = self.settings.model_dump(exclude={"save_every"})
+        settings = self.settings.model_dump(exclude={"save_every", "packing"})
         rows = [digest(repr(row)) for row in self.rows]
         # Not the targets' values: a GPU computes them anew with other last digits.
         targets = None if self.targets is None else list(self.targets.shape)
@@ -69,6 +70,8 @@ class Job:
     def collate(self, items: Sequence[int]) -> Batch:
         """The batch of the rows with these numbers."""
         batch = collate([self.rows[i] for i in items], self.pad_id, axes=self.axes)
+        if self.settings.packing is not None:
+            batch |= packed(batch, self.settings.packing)
         if self.targets is not None:
             batch["target"] = self.targets[list(items)]
         return batch

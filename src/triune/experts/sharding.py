@@ -57,11 +57,13 @@ def forget_plugin() -> None:
     AcceleratorState._reset_state(reset_partial_state=False)
 
 
-def autocast(model: nn.Module, device: torch.device) -> None:
+def autocast(model: nn.Module) -> None:
     """Run the model's forward pass in bfloat16; what comes out is float32. (accelerate does so for whole models.)"""
+    from accelerate import PartialState
     from accelerate.utils import convert_outputs_to_fp32
 
     forward: Any = model.forward
+    device = PartialState().device
 
     @wraps(forward)
     def narrow(*args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from triune.fusion import losses, router
 from triune.fusion.building import layer_factors
 from triune.fusion.modeling import TriuneForCausalLM
 from triune.models.likelihood import answer_nll, prompt_ends
+from triune.models.packing import run
 from triune.recipe import Align
 
 Terms = dict[str, tuple[float, Tensor]]  # a term's weight and its value in this batch
@@ -44,11 +45,10 @@ class StageTwo:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """(the batch's loss, the value of each term before its weight)."""
-        out = module(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+        out = run(
+            module,
+            batch,
             **prompt_ends(self.model, batch),
-            use_cache=False,
             output_router_logits=True,
             output_hidden_states=self.settings.representation > 0,
         )

@@ -85,7 +85,12 @@ def instruct(
     of this base, and as `train`.
     """
     paths = relative_paths(experts, out)
-    own = _settings(context, paths, instruct=settings.model_dump(exclude={"injection"}), new_tokens=new_tokens)
+    own = _settings(
+        context,
+        paths,
+        instruct=settings.model_dump(exclude={"injection": True, "fit": {"packing"}}),
+        new_tokens=new_tokens,
+    )
     inputs = _inputs(context, experts) | {"rows": identify_rows(rows)}
     step = Step(out, "instruct", own, inputs)
     with unless_finished(step, context) as draft:

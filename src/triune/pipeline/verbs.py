@@ -34,8 +34,8 @@ from triune.recipe_file import validate
 from triune.record import RECORD, Step, digest, finished, identify, lost, read_record, write_json, writing
 from triune.types import Example
 
-# Changes no result: with or without it, a finished step stays finished.
-KEEPING: Any = {"fit": {"save_every"}, "injection": {"fit": {"save_every"}}}
+# Changes no result, or by rounding only: with or without it, a finished step stays finished.
+KEEPING: Any = {"fit": {"save_every", "packing"}, "injection": {"fit": {"save_every", "packing"}}}
 TOGETHER = ("train", "align")  # verbs that several processes share
 PART = "part-"  # a step that trains several times keeps the checkpoints of each in a folder of its own
 ONE_PROCESS = Launch()
