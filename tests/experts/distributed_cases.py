@@ -1,5 +1,6 @@
 """Jobs of test_distributed.py: each is done by one process there, and by several through this file as a program."""
 
+import gc
 import json
 import os
 import signal
@@ -141,6 +142,7 @@ def do(out: Path, name: str) -> None:
 
 def main(out: Path, n_processes: int, names: list[str]) -> int:
     """Do the cases in so many processes, which share what has been imported; 0 where all of them did it."""
+    gc.freeze()  # Trainer collects garbage after each run, over all that the libraries keep
     port = _free_port()
     children = []
     for rank in range(n_processes):

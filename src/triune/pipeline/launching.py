@@ -4,27 +4,27 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from triune.errors import InputError, TriuneError
 from triune.experts import processes
 from triune.launch_settings import Launch
+from triune.method_settings import Fit
 from triune.progress import SILENT
 from triune.record import Step, finished, write_json
 from triune.settings import Settings
 from triune.types import Example
 
-if TYPE_CHECKING:
-    from triune.pipeline.verbs import Context
-
 PROGRAM = "triune.pipeline.launched"
 
 
-def launched(context: "Context", step: Step, rows: Sequence[Example], settings: Settings, **own: str) -> bool:
+def launched(context: Any, step: Step, rows: Sequence[Example], settings: Settings, **own: str) -> bool:
     """Do a step (train or align) in `context.launch.processes` processes; False where it is this one's to do.
+
+    `context` is `triune.pipeline.verbs.Context`, whose verbs call this.
 
     The processes write the step's folder as they would without a recipe, so that its record, its checkpoints and its
     identity are the same. `own` are the verb's further arguments. Raises TriuneError where they fail; what went wrong
@@ -67,6 +67,16 @@ def command(launch: Launch, job: Path) -> list[str]:
     # On CPUs too: `accelerate launch --cpu` starts a single process, however many are asked for (accelerate 1.15).
     found += ["--use_fsdp", "--fsdp_version", "2"] if launch.sharded else ["--multi_gpu"]
     return [*found, "-m", PROGRAM, str(job)]
+
+
+def check_batches(launch: Launch, fits: Mapping[str, Fit]) -> None:
+    """Raise InputError for a batch, by its place in the recipe, that the processes do not divide."""
+    for place, fit in fits.items():
+        if fit.batch_size % launch.processes:
+            raise InputError(
+                f"{place}.batch_size is {fit.batch_size}, which launch.processes = {launch.processes} do not divide; "
+                "it counts the rows of all processes together: choose a multiple"
+            )
 
 
 def read_job(path: Path) -> dict[str, Any]:

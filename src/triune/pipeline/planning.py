@@ -18,6 +18,7 @@ from triune.pipeline import calibrating, evaluating, fusing, verbs
 from triune.pipeline.comparing import comparison_steps
 from triune.pipeline.exam import VERDICTS, Exam, exam_of
 from triune.pipeline.judging import check_judging, judge_answers
+from triune.pipeline.launching import check_batches
 from triune.pipeline.sequential import stage_folders, stages
 from triune.pipeline.serving import Model, check_servers, observe_model
 from triune.pipeline.variants import experts_of, mixture_steps, training_steps, variant_steps
@@ -29,6 +30,7 @@ from triune.served_settings import Served
 from triune.types import Example
 
 Planned = dict[str, Callable[[], Path]]
+ALONE = ("instruct", "sequential")  # trained in the run's own process, whatever `launch` says
 LINEAR = (*FFN, "q_proj", "k_proj", "v_proj", "o_proj")  # of every supported family
 
 
@@ -74,6 +76,8 @@ def check_settings(recipe: Recipe) -> None:
         strange = [target for target in found if target not in LINEAR]
         if strange:
             raise InputError(f"{name} names {strange}; the layers of these models are {', '.join(LINEAR)}")
+    fits = {f"{name}.fit": part.fit for name, part in parts.items() if name not in ALONE}
+    check_batches(recipe.launch, fits | {f"{place}align.fit": each.align.fit for place, each in fused.items()})
     if needs_mergekit(recipe):
         check_installed()
     if recipe.base.path is None:
