@@ -37,7 +37,9 @@ def test_an_example_gets_the_logits_that_it_gets_alone(attention: str, room: int
         out = packing.run(model, {**batch, **packing.packed(batch, room)})
         for index, row in enumerate(rows):
             alone = model(torch.tensor([row.input_ids])).logits[0]
-            torch.testing.assert_close(out.logits[index, : len(alone)], alone, rtol=1e-9, atol=1e-11)
+            # The eager form takes its softmax in float32, whatever the model's type.
+            near = 1e-10 if attention == "sdpa" else 1e-6
+            torch.testing.assert_close(out.logits[index, : len(alone)], alone, rtol=near, atol=near)
 
 
 def test_every_term_of_stage_two_is_what_it_is_unpacked() -> None:

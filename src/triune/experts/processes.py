@@ -153,7 +153,7 @@ def shared_loader(collate: Callable[[Sequence[int]], dict[str, Tensor]], batches
 
     return DataLoader(
         range(batches.n_rows),  # type: ignore[arg-type]
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=collated,
         pin_memory=torch.cuda.is_available(),
     )

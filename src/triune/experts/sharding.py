@@ -89,7 +89,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, each with all its parts, without gradient. All processes must ask at once."""
-    return {n: t.detach().full_tensor() if _is_sharded(t) else t.detach() for n, t in tensors.items()}
+    found: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items()}
+    return {name: tensor.full_tensor() if _is_sharded(tensor) else tensor for name, tensor in found.items()}
 
 
 @torch.no_grad()
