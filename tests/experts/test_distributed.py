@@ -211,6 +211,17 @@ def test_the_first_version_of_fsdp_is_refused(
     assert processes.sharded()
 
 
+def test_every_process_loads_whole_weights(
+    process: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process(1, 2)
+    for name, value in {**SHARDED, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    processes.join()
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
 def test_other_work_is_refused_in_several_processes(process: Callable[[int, int], None]) -> None:
     processes.alone("triune fuse")
     process(0, 2)

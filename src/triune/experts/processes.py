@@ -41,6 +41,10 @@ def sharded() -> bool:
 
 def join() -> None:
     """Meet the other processes; with gloo on CPUs, else with the devices' own backend."""
+    if sharded():
+        # accelerate's default: all but the first process would load empty weights, and what is computed before the
+        # model is sharded (targets, checks) would be computed from those.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if world() > 1 and not torch.distributed.is_initialized():
         from accelerate import PartialState
 

@@ -1,7 +1,6 @@
 """A model in parts, one a process: torch's FSDP2, as accelerate prepares it."""
 
 import copy
-import os
 from collections.abc import Mapping
 from functools import wraps
 from typing import Any
@@ -37,8 +36,7 @@ def use_plugin(trainer: Any) -> None:
     state = AcceleratorState()
     plugin = getattr(state, "fsdp_plugin", None)
     if plugin is None:
-        os.environ.setdefault("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
         AcceleratorState._shared_state |= {"fsdp_plugin": plugin, "distributed_type": DistributedType.FSDP}
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     # Parameters stay as they are stored (routers in float32); the forward pass runs under autocast as elsewhere.
