@@ -253,6 +253,17 @@ def test_the_gradient_of_a_divergence_is_that_of_the_whole_batch(
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-15)
 
 
+def test_all_send_the_same_type_when_they_agree(
+    process: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Tensor] = []
+    monkeypatch.setattr(processes, "total", lambda own: sent.append(own) or own)
+    for rank, number in ((0, True), (1, False), (1, 7)):
+        process(rank, 2)
+        processes.agreed(number)
+    assert [(own.dtype, own.item()) for own in sent] == [(torch.int64, 1), (torch.int64, 0), (torch.int64, 0)]
+
+
 def test_steps_draw_apart_and_again(process: Callable[[int, int], None]) -> None:
     draws = {}
     with torch.random.fork_rng():

@@ -80,7 +80,8 @@ def total(values: Tensor) -> Tensor:
 
 def agreed(number: int) -> int:
     """The first process's number, in all."""
-    return int(total(torch.tensor(number if rank() == 0 else 0)))
+    # Also of a truth value: all must send the same type.
+    return int(total(torch.tensor(int(number) if rank() == 0 else 0)))
 
 
 def share(global_batch: int) -> int:
