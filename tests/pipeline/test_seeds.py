@@ -16,6 +16,7 @@ from triune.cli.options import close
 from triune.cli.using import evaluate
 from triune.errors import InputError
 from triune.pipeline import report, run, running, seeds
+from triune.pipeline.engines import LOCAL, Engine
 from triune.pipeline.running import demo_recipe
 from triune.progress import SILENT, Advance, Progress
 from triune.recipe import Recipe
@@ -77,7 +78,9 @@ class Runs:
         assert self.done == []
         self.checked.append(recipe.seed)
 
-    def run(self, recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = False) -> Path:
+    def run(
+        self, recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = False, engine: Engine = LOCAL
+    ) -> Path:
         if dry:
             progress.say(f"{out.name} dry, seeds {recipe.seeds}, seed {recipe.seed}")
             return out

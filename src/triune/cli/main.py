@@ -13,6 +13,7 @@ from triune.cli.diagnosing import app as diagnose
 from triune.cli.making import align, fuse, merge, train
 from triune.cli.options import err_console
 from triune.cli.routing import route
+from triune.cli.sweeping import sweep
 from triune.cli.using import chat, evaluate, export, report
 from triune.cli.whole import demo, run
 from triune.errors import InputError, TriuneError
@@ -24,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, run, train, check, fuse, align, calibrate, merge, evaluate, report, export, chat, route):
+COMMANDS = (demo, run, sweep, train, check, fuse, align, calibrate, merge, evaluate, report, export, chat, route)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(diagnose, name="diagnose")
 

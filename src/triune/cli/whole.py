@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from triune.cli.engine_options import Cpus, Gpus, Kind, Retries, Workers, engine_from
 from triune.cli.options import Out, Overrides, Seed, close, terminal
 from triune.errors import InputError
 
@@ -27,6 +28,11 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all input, say the steps, do nothing.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes and stop.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; runs/<recipe> (or -quick) by default.")] = None,
+    engine: Kind = "local",
+    workers: Workers = None,
+    cpus: Cpus = None,
+    gpus: Gpus = 0.0,
+    retries: Retries = 2,
 ) -> None:
     """Everything that a recipe says; a second run skips what is finished."""
     from triune.recipe_file import load_recipe, recipe_schema
@@ -36,11 +42,12 @@ def run(
         return
     if recipe is None:
         raise InputError("no recipe given; see recipes/ for examples, or `triune run --schema`")
+    chosen = engine_from(engine, workers, cpus, gpus, retries)
     loaded = load_recipe(recipe, quick=quick, overrides=overrides or [])
     from triune import pipeline
 
     # The quick numbers must not push the real ones aside.
     out = out or Path("runs") / (recipe.stem + ("-quick" if quick else ""))
-    folder = pipeline.run(loaded, out, terminal(), dry=dry_run)
+    folder = pipeline.run(loaded, out, terminal(), dry=dry_run, engine=chosen)
     if not dry_run:
         close(folder)

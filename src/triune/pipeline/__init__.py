@@ -11,6 +11,7 @@ from triune.pipeline.reporting import compare_runs
 from triune.pipeline.running import demo, examine
 from triune.pipeline.seeds import run
 from triune.pipeline.sequential import train_sequence
+from triune.pipeline.sweeping import sweep
 from triune.pipeline.verbs import Context, align, context_of, report, train
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "merge",
     "report",
     "run",
+    "sweep",
     "train",
     "train_sequence",
 ]

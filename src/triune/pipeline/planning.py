@@ -43,6 +43,7 @@ class Run:
     prepared: Prepared
     progress: Progress
     dry: bool = False
+    notice: Callable[[Step], None] | None = None  # as Context has it
 
     @property
     def context(self) -> Context:
@@ -50,7 +51,7 @@ class Run:
         base = self.recipe.base
         if base.miniature is not None:
             base = base.model_copy(update={"path": str(self.out / "base")})
-        return Context(base, self.recipe.seed, self.progress, self.dry, self.recipe.launch)
+        return Context(base, self.recipe.seed, self.progress, self.dry, self.recipe.launch, self.notice)
 
     def joint(self, n: int | None) -> list[Example]:
         """The mixture of the axes' training rows, of all prompts or of `n` an axis."""

@@ -15,6 +15,7 @@ from triune.experts import processes
 from triune.fusion.opening import check_model
 from triune.parsing import read_json
 from triune.pipeline import evaluating, verbs
+from triune.pipeline.engines import LOCAL, Engine, check_engine, do_tasks
 from triune.pipeline.exam import exam_of
 from triune.pipeline.judging import check_judging
 from triune.pipeline.planning import (
@@ -30,10 +31,11 @@ from triune.pipeline.planning import (
     write_data,
 )
 from triune.pipeline.serving import Model, check_servers, served_account
+from triune.pipeline.tasks import tasks_of
 from triune.progress import SILENT, Progress
 from triune.recipe import Recipe
 from triune.recipe_file import parse_recipe, to_yaml
-from triune.record import RECORD, claim, environment, locked, read_record, write_json, write_text
+from triune.record import claim, environment, locked, read_record, write_json, write_text
 from triune.served_settings import Served, check_asked
 
 RESULTS = (
@@ -50,43 +52,38 @@ RESULTS = (
 )
 
 
-def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = False) -> Path:
+def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = False, engine: Engine = LOCAL) -> Path:
     """Do everything that a recipe says, under `out`; a second call skips what is finished.
 
     All input is checked first: the output folder, the base, every data source, and that no training prompt is
     tested. Leaves report.html, report.md, scores.json, scores.csv, timings.json and one folder a step. With `dry`
-    only says what would be done. Raises InputError before anything is computed where something is wrong.
+    only says what would be done. `engine` says where the steps are done. Raises InputError before anything is computed
+    where something is wrong.
     """
     processes.alone("triune run")
+    check_engine(engine)
     claim(out)
     check_settings(recipe)
     under_way = Run(recipe, out, prepare(recipe), progress, dry)
     steps = plan(under_way)
     if dry:
-        _say_plan(steps, progress)
+        say_plan(steps, progress)
         return out
     with locked(out):
         write_text(out / "recipe.yaml", to_yaml(recipe))
-        _finish(under_way, models(recipe, out), _do(steps, out))
+        finish(under_way, models(recipe, out), _do(steps, out, engine, progress))
         verbs.report(out)
     return out
 
 
-def _do(steps: Planned, out: Path) -> dict[str, bool]:
+def _do(steps: Planned, out: Path, engine: Engine, progress: Progress) -> dict[str, bool]:
     """Do every step; says of each whether it had been finished before."""
-    skipped = {}
-    for name, step in steps.items():
-        before = _record(out / name)
-        step()
-        skipped[name] = before is not None and before == _record(out / name)
-    return skipped
+    skipped: dict[str, bool] = {}
+    do_tasks(tasks_of(steps, out), engine, progress, skipped.__setitem__)
+    return {name: skipped[name] for name in steps}
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
-    return read_record(folder) if (folder / RECORD).is_file() else None
-
-
-def _say_plan(steps: Planned, progress: Progress) -> None:
+def say_plan(steps: Planned, progress: Progress) -> None:
     """On a dry run a step only says whether it is finished; one whose inputs are not there yet is to do."""
     for name, step in steps.items():
         try:
@@ -95,7 +92,14 @@ def _say_plan(steps: Planned, progress: Progress) -> None:
             progress.say(f"{name}: to do, after the steps before it")
 
 
-def examine(recipe: Recipe, given: Mapping[str, Path | Served], out: Path, progress: Progress = SILENT) -> Path:
+def examine(
+    recipe: Recipe,
+    given: Mapping[str, Path | Served],
+    out: Path,
+    progress: Progress = SILENT,
+    *,
+    engine: Engine = LOCAL,
+) -> Path:
     """Score models made elsewhere on a recipe's benchmarks, beside its base; writes a run folder with a report.
 
     A model is a folder, or one that a server answers for; the latter has no scores by likelihood.
@@ -104,6 +108,7 @@ def examine(recipe: Recipe, given: Mapping[str, Path | Served], out: Path, progr
     folder, and for a folder that holds no model of this base.
     """
     processes.alone("triune evaluate")
+    check_engine(engine)
     claim(out)
     if recipe.base.path is None:
         raise InputError("evaluate needs a recipe with base.path; the miniature base exists inside its own run only")
@@ -123,7 +128,7 @@ def examine(recipe: Recipe, given: Mapping[str, Path | Served], out: Path, progr
     check_records(steps, out)
     with locked(out):
         write_text(out / "recipe.yaml", to_yaml(recipe))
-        _finish(under_way, named, _do(steps, out))
+        finish(under_way, named, _do(steps, out, engine, progress))
         verbs.report(out)
     return out
 
@@ -145,7 +150,7 @@ def demo_recipe(*, quick: bool = False, seed: int = 0) -> Recipe:
     return recipe.model_copy(update={"compare": rest, "caveats": (*recipe.caveats, note)})
 
 
-def _finish(run: Run, found: Mapping[str, Model], skipped: dict[str, bool]) -> None:
+def finish(run: Run, found: Mapping[str, Model], skipped: dict[str, bool]) -> None:
     """Gather what the report reads from the steps' own folders."""
     out = run.out
     for name in RESULTS:

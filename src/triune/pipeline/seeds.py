@@ -6,26 +6,29 @@ from pathlib import Path
 from triune.data.preparing import prepare
 from triune.errors import InputError
 from triune.pipeline import running, verbs
+from triune.pipeline.batches import forget, run_together
+from triune.pipeline.engines import LOCAL, Engine, check_engine
 from triune.pipeline.planning import Run, check_settings, plan
 from triune.progress import SILENT, Progress
 from triune.recipe import Recipe
 from triune.recipe_file import to_yaml
 from triune.record import LOCK, RECORD, claim, locked, write_text
 from triune.report.across_folder import RECIPE, seed_folder
-from triune.report.folder import SCORES
 
 
-def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = False) -> Path:
+def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = False, engine: Engine = LOCAL) -> Path:
     """Do everything that a recipe says: once under `out`, or where it has seeds once for each under `out/seed-N`.
 
     A second call goes on where the first was cut short, as `triune.pipeline.running.run`. All seeds' input is checked
     before the first is computed; at the end report.html, report.md, across.json and across.csv in `out` sum them up.
-    With `dry` only says what would be done. Raises InputError before anything is computed where something is wrong,
+    With `dry` only says what would be done. `engine` says where steps are done; in parallel those of all seeds are one
+    plan. Raises InputError before anything is computed where something is wrong,
     among it an `out` that holds a run of the other kind.
     """
+    check_engine(engine)
     _check_kind(recipe, out)
     if not recipe.seeds:
-        return running.run(recipe, out, progress, dry=dry)
+        return running.run(recipe, out, progress, dry=dry, engine=engine)
     claim(out)
     runs = {seed_folder(out, seed): single(recipe, seed) for seed in recipe.seeds}
     if dry:
@@ -36,9 +39,12 @@ def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = F
         claim(folder)
         plan(Run(one, folder, prepare(one), SILENT))
     with locked(out):
-        _forget(runs)
+        forget(runs)
         write_text(out / RECIPE, to_yaml(recipe))
-        _run_each(runs, progress, dry=False)
+        if engine.parallel:
+            run_together(runs, progress, engine)
+        else:
+            _run_each(runs, progress, dry=False)
         verbs.report(out)
     return out
 
@@ -46,14 +52,6 @@ def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = F
 def single(recipe: Recipe, seed: int) -> Recipe:
     """The recipe of one of the seeds."""
     return recipe.model_copy(update={"seeds": (), "seed": seed})
-
-
-def _forget(runs: Mapping[Path, Recipe]) -> None:
-    """Take away the scores of another recipe: until a seed has run with this one, it must not get into the page."""
-    for folder, one in runs.items():
-        path = folder / RECIPE
-        if not path.is_file() or path.read_bytes() != to_yaml(one).encode():
-            (folder / SCORES).unlink(missing_ok=True)
 
 
 def _run_each(runs: Mapping[Path, Recipe], progress: Progress, *, dry: bool) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,7 @@ class Context:
     progress: Progress = SILENT
     dry: bool = False  # only say what would be done
     launch: Launch = ONE_PROCESS  # changes results by rounding only, so that it is no part of a step's identity
+    notice: Callable[[Step], None] | None = None  # told of each step on a dry run, in place of the watcher
 
     @property
     def folder(self) -> Path:
@@ -99,6 +100,9 @@ def unless_finished(step: Step, context: Context) -> Iterator[Path | None]:
     if processes.world() > 1:
         with _together(step, context) as draft:
             yield draft
+    elif context.dry and context.notice is not None:
+        context.notice(step)
+        yield None
     elif context.dry:
         context.progress.say(f"{step.folder}: {'finished' if finished(step) else 'to do'}")
         yield None

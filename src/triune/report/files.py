@@ -12,14 +12,19 @@ from triune.report.across_tables import across_csv, across_json
 from triune.report.folder import load_run
 from triune.report.markdown import render_markdown
 from triune.report.page import build_page
+from triune.report.sweep_folder import is_sweep, load_sweep
+from triune.report.sweep_page import build_sweep_page
+from triune.report.sweep_run import side_by_side
+from triune.report.sweep_tables import render_sweep_markdown, sweep_csv
 from triune.report.tables import csv_text
 
 
 def write_report(folder: Path) -> Path:
     """Read the finished run in `folder` and write report.html, report.md and scores.csv beside it.
 
-    Of a recipe over several seeds the page sums up the finished seeds, with across.csv and across.json instead. All
-    files are built before the first is written, and each replaces its forerunner in one move.
+    Of a recipe over several seeds the page sums up the finished seeds, with across.csv and across.json instead; of a
+    sweep it compares the finished points, with sweep.csv. All files are built before the first is written, and each
+    replaces its forerunner in one move.
 
     Returns:
         The path of report.html.
@@ -27,6 +32,8 @@ def write_report(folder: Path) -> Path:
     Raises:
         InputError: the folder does not hold a finished run, or cannot be written to.
     """
+    if is_sweep(folder):
+        return _write_sweep(folder)
     if seeds_of(folder):
         return _write_across(folder)
     run = load_run(folder)
@@ -43,6 +50,17 @@ def _write_across(folder: Path) -> Path:
         "report.html": build_across_page(run),
     }
     _write(folder, texts, {"across.json": across_json(run)})
+    return folder / "report.html"
+
+
+def _write_sweep(folder: Path) -> Path:
+    run = side_by_side(load_sweep(folder))
+    texts = {
+        "report.md": render_sweep_markdown(run),
+        "sweep.csv": sweep_csv(run),
+        "report.html": build_sweep_page(run),
+    }
+    _write(folder, texts, {})
     return folder / "report.html"
 
 
