@@ -1,6 +1,10 @@
 """Engines on toy steps: the same results as one after the other, workers that die, steps that fail, what is kept."""
 
+import fcntl
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,9 @@ import pytest
 from tests.pipeline.toy_steps import diamond, identities, values
 from triune.errors import InputError, TriuneError
 from triune.pipeline.engines import LOCAL, Engine, check_engine, do_tasks
+from triune.record import LOCK
 
+ROOT = Path(__file__).parents[2]
 ALL = {"a": 1, "b": 11, "c": 101, "d": 1112, "e": 5}
 RAY = pytest.param("ray", marks=pytest.mark.slow)  # starts a cluster for each test
 
@@ -103,6 +109,36 @@ def test_a_step_that_dies_too_often_fails_by_name_and_the_rest_is_kept(kind: str
     assert values(tmp_path / "out") == ALL
     assert resumed.done["a"]
     assert not resumed.done["b"]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.pipeline.toy_steps import diamond
+from triune.pipeline.engines import Engine, do_tasks
+from triune.progress import SILENT
+if __name__ == "__main__":
+    out, traps = map(Path, sys.argv[1:])
+    do_tasks(diamond(out, traps), Engine("processes", workers=2, cpus=1), SILENT, lambda name, before: None)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_starter_is_killed_leaves_no_worker_and_goes_on_serially(serial: Path, tmp_path: Path) -> None:
+    traps, out = tmp_path / "traps", tmp_path / "out"
+    traps.mkdir()
+    (traps / "d-orphan").touch()
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [sys.executable, str(tmp_path / "driver.py"), str(out), str(traps)]
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), *sys.path])
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    with (out / ".d.draft" / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # comes when the worker is gone; a test that hangs here has found one left
+    resumed = do(out, LOCAL, traps)
+    assert values(out) == ALL
+    assert identities(out) == identities(serial)
+    assert resumed.done == {"a": True, "b": True, "c": True, "d": False, "e": False}
 
 
 def test_what_a_step_refuses_is_bad_input_and_is_not_tried_again(tmp_path: Path) -> None:

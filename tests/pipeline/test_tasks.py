@@ -153,9 +153,10 @@ def _judged(tmp_path: Path) -> Recipe:
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = {
         "kind": "generative",
-        "benchmark": "refusals",
-        "source": str(tmp_path / "asked.jsonl"),
-        "judge": "refusal",
+        "benchmark": "local",
+        "name": "asked",
+        "data": {"source": str(tmp_path / "asked.jsonl")},
+        "judge": {"refused": "refusal"},
     }
     return tiny(
         evaluate=[{"kind": "miniature", "limit": 2}, benchmark],

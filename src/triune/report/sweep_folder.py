@@ -50,7 +50,7 @@ def load_sweep(folder: Path) -> Swept:
     done, missing = [], []
     for row in listed:
         name, values = str(row.get("name")), fields.mapping(row.get("values"), f"values in {place}")
-        if Path(name).name != name or set(values) != set(keys):
+        if Path(name).name != name or name in ("", "..") or set(values) != set(keys):
             raise fields.fail(
                 f"a point in {place}", dict(row), f"a folder's name, and a value of each of {list(keys)}"
             )
