@@ -148,9 +148,9 @@ def test_what_a_step_refuses_is_bad_input_and_is_not_tried_again(tmp_path: Path)
     with pytest.raises(InputError, match="the step b failed: no such luck"):
         do(tmp_path / "out", engine_of("processes"), traps)
     assert not (tmp_path / "out" / "d").exists()
-    (traps / "c-break").touch()
+    (traps / "d-break").touch()
     (traps / "b-refuse").unlink()
-    with pytest.raises(TriuneError, match=r"the step c failed: Traceback[\s\S]*RuntimeError: broken") as found:
+    with pytest.raises(TriuneError, match=r"the step d failed: Traceback[\s\S]*RuntimeError: broken") as found:
         do(tmp_path / "out", engine_of("processes"), traps)
     assert not isinstance(found.value, InputError)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from triune.errors import InputError
+from triune.pipeline import grids
 from triune.pipeline.grids import MANY, expand
 from triune.pipeline.running import demo_recipe
 from triune.recipe_file import to_yaml
@@ -63,7 +64,7 @@ def test_keys_are_called_by_as_many_parts_as_tell_them_apart() -> None:
         (["align.gating=0,0.0"], "the points gating=0 and gating=0.0 are the same recipe"),
         (["title=2020-01-01,x"], "which no recipe can hold; quote it"),
         ([f"seed={','.join(map(str, range(MANY + 1)))}"], f"has {MANY + 1} points, more than {MANY}; give --yes"),
-        (["seed=1,2", "seeds=[[3,4]]"], r"has seeds \[3, 4\]; a sweep has a run for each point"),
+        (["seed=1,2", "seeds=[3,4]"], r"has seeds \[3, 4\]; a sweep has a run for each point"),
         (["seeds=[1,2],[3,4]"], "a sweep needs a key"),
     ],
 )
@@ -72,5 +73,8 @@ def test_grids_that_are_refused(recipe: Path, keys: list[str], message: str) -> 
         expand(recipe, keys)
 
 
-def test_many_points_may_be_meant(recipe: Path) -> None:
-    assert len(expand(recipe, [f"seed={','.join(map(str, range(MANY + 1)))}"], yes=True)) == MANY + 1
+def test_many_points_may_be_meant(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grids, "MANY", 2)
+    with pytest.raises(InputError, match="has 3 points, more than 2; give --yes"):
+        expand(recipe, ["seed=1,2,3"])
+    assert len(expand(recipe, ["seed=1,2,3"], yes=True)) == 3

@@ -19,7 +19,15 @@ from triune.report.sweep_words import best_of
 def row(model: str, score: str, value: float | None, better: str = "higher") -> dict[str, Any]:
     ends = {"low": None, "high": None} if value is None else {"low": value - 2, "high": value + 2}
     return {
-        **{"model": model, "score": score, "value": value, "n": 50, "better": better, "unit": "%", "judge": "made up"},
+        **{
+            "model": model,
+            "score": score,
+            "value": value,
+            "n": 0 if value is None else 50,
+            "better": better,
+            "unit": "%",
+            "judge": "made up",
+        },
         **ends,
     }
 

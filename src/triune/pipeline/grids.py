@@ -13,7 +13,7 @@ import yaml
 
 from triune.errors import InputError
 from triune.recipe import Recipe
-from triune.recipe_file import load_recipe, to_yaml
+from triune.recipe_file import load_recipe
 from triune.report.sweep_words import short_keys, value_name
 
 MANY = 32  # points that are run without being asked for twice
@@ -90,11 +90,11 @@ def _check(path: Path, points: Sequence[Point]) -> None:
     seeded = next((point for point in points if point.recipe.seeds), None)
     if seeded is not None:
         raise InputError(
-            f"{path} has seeds {list(seeded.recipe.seeds)}; a sweep has a run for each point: give seeds=[[]] and "
+            f"{path} has seeds {list(seeded.recipe.seeds)}; a sweep has a run for each point: give seeds=[] and "
             "seed=0,1,2"
         )
     known: dict[str, str] = {}
     for point in points:
-        first = known.setdefault(to_yaml(point.recipe), point.name)
+        first = known.setdefault(point.recipe.model_dump_json(), point.name)
         if first != point.name or [other.name for other in points].count(point.name) > 1:
             raise InputError(f"the points {first} and {point.name} are the same recipe; leave one out")

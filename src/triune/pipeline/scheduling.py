@@ -54,7 +54,7 @@ def in_parallel(tasks: Mapping[str, Task], pool: Pool, retries: int, progress: P
         for name, outcome in pool.wait().items():
             del state.running[name]
             for line in outcome.said:
-                progress.say(f"{name}: {line.strip()}" if name not in line else line)
+                progress.say(f"{name}: {line.strip()}")
             _settle(state, name, outcome, retries, progress)
             if name in state.done:
                 done(name, False)
