@@ -24,12 +24,15 @@ from triune.errors import InputError, TriuneError
 from triune.fusion import chooser
 from triune.fusion.export.source import Options
 from triune.pipeline import chatting, reporting, tinting
+from triune.pipeline.engines import LOCAL, Engine
 from triune.recipe import Align, Fuse, Recipe, Train
 from triune.report import check_page
 
+ENGINE = ("--engine", "--workers", "--cpus", "--gpus", "--retries")
 VERBS = {
     "demo": ["--quick", "--seed", "--out"],
-    "run": ["--quick", "--dry-run", "--schema", "--out"],
+    "run": ["--quick", "--dry-run", "--schema", "--out", *ENGINE],
+    "sweep": ["--quick", "--dry-run", "--yes", "--out", *ENGINE],
     "train": ["--base", "--data", "--out", "--format", "--template", "--max-length", "--seed"],
     "check": [
         *("--base", "--expert", "--attention", "--svd-error", "--allow-negated", "--json", "--scan", "--no-scan"),
@@ -173,6 +176,11 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "wrong value": (("run", "recipe.yaml", "align.gating=-1"), "greater than or equal to 0 .got -1."),
     "k > E": (("run", "recipe.yaml", "fuse.top_k=3"), "fuse.top_k is 3, but there are only 2 experts; lower it"),
+    "no such engine": (("run", "recipe.yaml", "--engine", "slurm"), "known: local, processes, ray"),
+    "workers of none": (("run", "recipe.yaml", "--workers", "2"), "are of --engine processes or ray"),
+    "a sweep of one point": (("sweep", "recipe.yaml", "seed=1", "--out", "o"), "needs a key with several values"),
+    "a sweep of no key": (("sweep", "recipe.yaml", "sed=1,2", "--out", "o"), "unknown key 'sed'"),
+    "a sweep to nowhere": (("sweep", "recipe.yaml", "seed=1,2"), "Missing option '--out'"),
     "base missing": (("run", "recipe.yaml", "--out", "out"), "nowhere/at/all: no such folder.*give a model folder"),
     "base missing in train": (("train", *BASE, *ROWS), "nowhere/at/all: no such folder"),
     "short length": (("train", *BASE, *ROWS, "--max-length", "4"), "'max_length': .*equal to 8 .got 4."),
@@ -314,6 +322,22 @@ def test_run(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main("run", "recipe.yaml", "seed=2", "--dry-run", "--out", "there")[:2] == (0, "")
     found = [(a[0].seed, a[0].fuse.top_k, str(a[1]), k["dry"]) for a, k in calls]
     assert found == [(0, 2, "runs/recipe", False), (5, 1, "runs/recipe-quick", False), (2, 2, "there", True)]
+
+
+def test_the_engine_of_a_run_and_of_a_sweep(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "run")
+    words = ("--engine", "processes", "--workers", "3", "--cpus", "2", "--retries", "0")
+    assert main("run", "recipe.yaml", *words)[0] == 0
+    assert main("run", "recipe.yaml")[0] == 0
+    assert [k["engine"] for _, k in calls] == [Engine("processes", 3, 2, 0.0, 0), LOCAL]
+    swept = spy(monkeypatch, "sweep")
+    code, out, _ = main("sweep", "recipe.yaml", "seed=1,2", "--out", "out", "--quick", *words)
+    assert code == 0
+    assert "The 2 points side by side: file://" in out
+    (points, folder, _), named = swept[0]
+    assert ([point.recipe.seed for point in points], folder) == ([1, 2], Path("out"))
+    assert named == {"dry": False, "engine": Engine("processes", 3, 2, 0.0, 0)}
+    assert main("sweep", "recipe.yaml", "seed=1,2", "--out", "out", "--dry-run")[1] == ""
 
 
 def test_train(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
