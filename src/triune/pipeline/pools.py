@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -28,6 +28,7 @@ class Outcome:
     died: str = ""
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Workers, each of which does one step at a time."""
 
