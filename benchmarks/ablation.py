@@ -14,6 +14,7 @@ from triune.metrics.across import Across, across, across_difference
 Table = dict[str, dict[str, list[float | None]]]
 Wanted = Mapping[str, Mapping[str, str]]  # by a number's name: what its row of calibration.json says
 SCORES = ("helpful", "harmless", "honest", "mean", "over_refusal", "facts")
+CHOICES = ("preference", "mc1", "mc2")  # of real data, with likelihoods
 
 
 def collect(folders: Sequence[Path], calibration: Wanted) -> Table:
@@ -44,6 +45,13 @@ def _numbers(folder: Path, calibration: Wanted) -> dict[str, dict[str, float | N
     return found
 
 
+def scores_of(table: Table) -> tuple[list[str], int]:
+    """What a run's tests score, and with how many decimals: percentages of the miniature world, else likelihoods."""
+    if "mean" in table["base"]:
+        return list(SCORES), 1
+    return [name for name in table["base"] if name.startswith("nll:") or name in CHOICES], 3
+
+
 def bounds(name: str, calibration: Wanted) -> tuple[float, float]:
     """What a number can be."""
     metric = calibration.get(name, {}).get("metric", "")
@@ -53,8 +61,9 @@ def bounds(name: str, calibration: Wanted) -> tuple[float, float]:
 
 
 def shown(value: Across, digits: int = 1) -> str:
-    """Mean and interval."""
-    return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    """Mean and interval; of a single seed the value alone."""
+    mean = f"{value.value:.{digits}f}"
+    return mean if math.isnan(value.low) else f"{mean} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
 def table_of(table: Table, names: Mapping[str, str], numbers: Sequence[str], digits: int, calibration: Wanted) -> str:
