@@ -72,6 +72,7 @@ SCARCE: dict[str, dict[str, dict[str, str]]] = {
         "fused": {**{n: f"fused:{prefix}joint-{n}" for n in JOINT}, "all": whole},
         "mixture": {n: f"mixture:{prefix}joint-{n}" for n in JOINT},
         "long mixture": {**{n: f"mixture:{prefix}long-joint-{n}" for n in JOINT}, "all": mixture},
+        "fused, random routers": {n: f"fused:{prefix}random-joint-{n}" for n in JOINT},
     }
     for rank, prefix, whole, mixture in (
         ("8", "", "fused", "mixture"),
