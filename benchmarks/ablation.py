@@ -92,6 +92,33 @@ def differences(
     return "\n".join(lines)
 
 
+def overview(head: str, tables: Mapping[str, Table], names: Mapping[str, str], number: str, digits: int = 1) -> str:
+    """A Markdown table of one number: a row a table (`head` says what sets them apart), a column a model."""
+    found = {
+        model: name for model, name in names.items() if any(number in own.get(model, {}) for own in tables.values())
+    }
+    lines = [f"| {head} | {' | '.join(found.values())} |", "|---" * (len(found) + 1) + "|"]
+    for label, table in tables.items():
+        values = [table.get(model, {}).get(number) for model in found]
+        cells = ["–" if own is None else shown(across(own, bounds=bounds(number, {})), digits) for own in values]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def overview_of_leads(
+    head: str, tables: Mapping[str, Table], names: Mapping[str, str], pairs: Sequence[tuple[str, str]], number: str
+) -> str:
+    """As `overview`, a column a pair of models: ours − theirs, paired by seed."""
+    lines = [f"| {head} | {' | '.join(f'{names[a]} − {names[b]}' for a, b in pairs)} |"]
+    lines.append("|---" * (len(pairs) + 1) + "|")
+    for label, table in tables.items():
+        both = [(table.get(a, {}).get(number), table.get(b, {}).get(number)) for a, b in pairs]
+        found = [across_difference(a, b) if a and b else None for a, b in both]
+        cells = ["–" if own is None else shown(own) + (" *" if own.apart else "") for own in found]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def kept(target: Path, folders: Sequence[Path], table: Table) -> None:
     """Write every value into a small file, from which the tables can be made again."""
     target.write_text(json.dumps({"runs": [f.name for f in folders], "models": table}, indent=1) + "\n")
