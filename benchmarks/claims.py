@@ -95,7 +95,12 @@ ablation, of the conflict and of the sizes were there.
 
 
 def number(value: float, digits: int, sign: bool = False) -> str:
-    """A number as printed, with a real minus sign and never a negative zero."""
+    """A number as printed, with a real minus sign and never a negative zero.
+
+    With a sign, which side of 0 it lies on decides: a number that would become 0 gets up to two more decimals.
+    """
+    if sign:
+        digits = next((places for places in range(digits, digits + 3) if round(value, places)), digits)
     rounded = round(value, digits) + 0.0
     return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 

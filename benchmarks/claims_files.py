@@ -39,6 +39,9 @@ class Made:
 ONE_MODEL = "one random model, side by side in one process; no seeds"
 FILES = {
     "h3fusion.json": Made("h3fusion_ablation.py", WORLDS, "recipes/h3fusion-ablation.yaml"),
+    "h3fusion_real_tiny.json": Made(
+        "h3fusion_ablation.py", "stories260K and real data", "recipes/h3fusion-ablation-real-tiny.yaml"
+    ),
     "trinityx.json": Made("trinityx_ablation.py", WORLDS, "recipes/trinityx-ablation.yaml"),
     "alignx.json": Made("alignx_ablation.py", WORLDS, "recipes/alignx-ablation.yaml"),
     "conflict.json": Made("conflict.py", f"{WORLDS}, for each part of shared wording", "recipes/conflict.yaml"),

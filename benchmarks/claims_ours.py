@@ -1,6 +1,7 @@
 """What Triune itself claims, and what of our result files decides about it; no number in the prose."""
 
 from claims_asked import EACH, LEAST, MOST, Best, Claim, Claimed, Comparison, Costs, Path, Sum, at, mean_of, models
+from claims_h3fusion import real
 
 FILE = "h3fusion.json"
 CONFLICT = "conflict.json"
@@ -104,6 +105,7 @@ ROWS = (
             Comparison(
                 "mean, the demo's worlds", "demo_seeds.json", at("fused", "mean"), at("mixture", "mean"), "little"
             ),
+            real("mixture", claimed="little"),
         ),
         note="A tie is an interval within the negligible band; an equal budget is one of as many steps in all.",
     ),
@@ -112,7 +114,12 @@ ROWS = (
         "ours, the scarce-data curve",
         "Experts made from data as scarce as the joint rows.",
         decides=(scarce("5"), scarce("20")),
-        beside=(scarce("100"), scarce("400"), thin("5"), thin("20"), thin("100"), thin("400")),
+        beside=(
+            scarce("100"),
+            scarce("400"),
+            *(thin(joint) for joint in ("5", "20", "100", "400")),
+            *(real(f"mixture:joint-{joint}", f"fused:joint-{joint}") for joint in ("5", "20", "100", "500")),
+        ),
         note="Experts are given, from all their data; fused model and mixture see the same few joint rows an axis.",
     ),
     Claim(
@@ -138,7 +145,17 @@ ROWS = (
         beside=tuple(
             Comparison("mean", CONFLICT, shared(MOST, name), shared(LEAST, name), claimed="below")
             for name in (*MERGES, "mixture")
+        )
+        + tuple(
+            Comparison(
+                "over_refusal",
+                CONFLICT,
+                at("sharing", MOST, name, "over_refusal"),
+                at("sharing", LEAST, name, "over_refusal"),
+            )
+            for name in (*MERGES, "mixture")
         ),
+        note="A merge loses where it refuses more of what is harmless: over-refusal is claimed to be above, beside.",
     ),
     Claim(
         "The fused model keeps its scores under conflict",

@@ -109,6 +109,7 @@ def collect_into(target: Path, folders: Sequence[Path]) -> None:
         "drift": gathered([drift(folder) for folder in folders]),
         "moved": gathered([moved(folder) for folder in folders]),
         "map": hidden_map(folders[0]),
+        "prompts": over_prompts(folders[0], table),
     }
     write(target, result)
 
@@ -129,6 +130,25 @@ def steps_of(folder: Path) -> int:
 
 def _there(models: Mapping[str, str], table: Table) -> dict[str, str]:
     return {name: model for name, model in models.items() if model in table}
+
+
+def over_prompts(folder: Path, table: Table) -> dict[str, Any]:
+    """Of likelihoods: one run's differences of `fused` to the models of COMPARED, with intervals over test prompts.
+
+    Empty where the world was drawn anew by every seed; then the seeds' interval says more.
+    """
+    wanted, digits = scores_of(table)
+    if digits == 1:
+        return {}
+    pairs = json.loads((folder / "comparisons.json").read_text(encoding="utf-8"))["rows"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in pairs:
+        if row["score"] in wanted and row["model"] in COMPARED:
+            # The run says by how much the other model is above `fused`.
+            found.setdefault(row["model"], {})[row["score"]] = [
+                round(-row[key], 4) for key in ("value", "high", "low")
+            ]
+    return {"run": folder.name, "differences": found}
 
 
 def samples(folder: Path, model: str) -> Path:
@@ -237,9 +257,12 @@ def tables(result: Mapping[str, Any]) -> str:
     blocks += [f"Seeds: {', '.join(result['runs'])}; processor time {result['cpu_seconds']} s.", "### Compared"]
     blocks += _both(table, compared, pairs, scores, digits)
     blocks.append(table_of(table, compared, ["latency"], 2, CALIBRATION))
+    blocks += _prompts(result["prompts"], scores)
     for name, own in result["sweeps"].items():
         names = {model: f"{own['symbol']} {value}" for value, model in own["models"].items() if model in table}
         pairs = [(model, "fused") for model in names if model != "fused"]
+        if not pairs:
+            continue
         blocks.append(f"### {name}")
         blocks += _both(table, names, pairs, scores, digits)
         for found, places in _inside(table, names):
@@ -251,6 +274,16 @@ def tables(result: Mapping[str, Any]) -> str:
         pairs = [(fused[n], own[n]) for line, own in lines.items() if line != "fused" for n in own]
         blocks += _both(table, names, [pair for pair in pairs if set(pair) <= table.keys()], scores, digits)
     return "\n\n".join(blocks)
+
+
+def _prompts(result: Mapping[str, Any], scores: Sequence[str]) -> list[str]:
+    if not result:
+        return []
+    lines = [f"| fused − | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
+    for model, own in result["differences"].items():
+        cells = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in (own[score] for score in scores)]
+        lines.append(f"| {COMPARED[model]} | {' | '.join(cells)} |")
+    return [f"### Over the test prompts of {result['run']}", "\n".join(lines)]
 
 
 def _inside(table: Table, names: Mapping[str, str]) -> list[tuple[list[str], int]]:

@@ -162,6 +162,15 @@ def test_every_file_that_is_asked_for_is_described() -> None:
         assert " " in made.script or (ROOT / "benchmarks" / made.script).is_file()
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-0.0486, "−0.05"), (0.003, "+0.003"), (1e-9, "+0.0"), (0.0, "+0.0"), (-2.52, "−2.5"), (0.05, "+0.1")],
+)
+def test_a_signed_number_keeps_its_side(value: float, text: str) -> None:
+    assert claims.number(value, 1, sign=True) == text
+    assert claims.number(-0.0486, 1) == "0.0"
+
+
 def test_rows_of_single_values_become_a_table() -> None:
     rows = [
         {"seed": 3, "model": "base", "score": "helpful", "value": 2.0},

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from ablation import scores_of, table_of
-from made_runs import AXES, LAYERS, add_inside, random_factors, write_fused, write_run
+from made_runs import AXES, LAYERS, add_inside, random_factors, write_fused, write_json, write_run
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -152,6 +152,18 @@ def test_a_sweep_names_the_recipe_s_steps_and_what_was_run(tmp_path: Path) -> No
     found = ablation.sweeps(ablation.collect([folder], {}), ablation.steps_of(folder))
     assert found["steps"] == {"symbol": "steps", "models": {"25": "fused:steps-25", "120": "fused"}}
     assert found["top_k"]["models"] == {"2": "fused"}
+
+
+def test_one_run_s_differences_have_intervals_over_prompts(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "seed-0", 50.0)
+    row = {"score": "nll:helpful", "model": "base", "other": "fused", "value": 1.5, "low": 1.0, "high": 2.25}
+    rows = [row, {**row, "model": "fused:gating-0"}, {**row, "score": "mean"}]
+    write_json(folder / "comparisons.json", {"reference": "fused", "rows": rows})
+    table = {"base": {"nll:helpful": [2.0]}}
+    found = ablation.over_prompts(folder, table)
+    assert found == {"run": "seed-0", "differences": {"base": {"nll:helpful": [-1.5, -2.25, -1.0]}}}
+    assert ablation._prompts(found, ["nll:helpful"])[1].endswith("| base | -1.500 (-2.250 to -1.000) |")
+    assert ablation.over_prompts(folder, {"base": {"mean": [2.0]}}) == {}
 
 
 def test_likelihoods_are_shown_where_nothing_is_generated(tmp_path: Path) -> None:
