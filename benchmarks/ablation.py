@@ -61,7 +61,9 @@ def bounds(name: str, calibration: Wanted) -> tuple[float, float]:
 
 
 def shown(value: Across, digits: int = 1) -> str:
-    """Mean and interval; of a single seed the value alone."""
+    """Mean and interval; of a single seed the value alone, of none an en dash."""
+    if math.isnan(value.value):
+        return "–"
     mean = f"{value.value:.{digits}f}"
     return mean if math.isnan(value.low) else f"{mean} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 

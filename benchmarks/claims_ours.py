@@ -198,7 +198,11 @@ ROWS = (
         "ours, larger worlds",
         "A base of another order of size, which may need fewer joint rows.",
         decides=(by_size("mean", "scarce:fused", ("scarce:mixture",)),),
-        beside=(by_size("over_refusal", "scarce:fused", ("scarce:mixture",), "below"),),
-        note="At stage two's budget.",
+        beside=(
+            by_size("mean", "scarce:fused", ("scarce:longer",)),
+            by_size("over_refusal", "scarce:fused", ("scarce:mixture",), "below"),
+            by_size("over_refusal", "scarce:fused", ("scarce:longer",), "below"),
+        ),
+        note="At stage two's budget; beside, a mixture that trains as long as experts and stage two together.",
     ),
 )

@@ -20,17 +20,23 @@ NAMES = {
     BEST: "best expert (hindsight)",
     "average": "average",
     "sum": "sum",
+    "task_arithmetic": "task arithmetic",
+    "ties": "TIES",
     "mixture": "one LoRA on the mixture",
     "fused": "fused",
     "scarce:mixture": "scarce: one LoRA on the mixture",
+    "scarce:longer": "scarce: one LoRA, longer",
     "scarce:fused": "scarce: fused",
 }
 PAIRS = (
     ("fused", "average"),
     ("fused", "sum"),
+    ("fused", "task_arithmetic"),
+    ("fused", "ties"),
     ("fused", "mixture"),
     ("fused", BEST),
     ("scarce:fused", "scarce:mixture"),
+    ("scarce:fused", "scarce:longer"),
 )
 
 

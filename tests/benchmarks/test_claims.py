@@ -143,7 +143,8 @@ def known_models(recipe: str) -> set[str]:
     found = set(content["compare"]) | {f"expert:{axis}" for axis in content["axes"]} | {"fused", "base"}
     found |= {f"fused:{name}" for name in content.get("variants", {})}
     found |= {f"mixture:{name}" for name in content.get("mixtures", {})}
-    return found | ({f"scarce:{kind}" for kind in ("mixture", "fused")} if "scarce" in content else set())
+    scarce = content.get("scarce", {})
+    return found | {f"scarce:{kind}" for kind in ("mixture", "longer", "fused") if kind in scarce or kind == "fused"}
 
 
 @pytest.mark.parametrize("file", ["h3fusion.json", "conflict.json", "trinityx.json", "alignx.json", "sizes.json"])
