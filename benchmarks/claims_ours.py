@@ -25,6 +25,11 @@ def thin(joint: str, rival: str = "mixture:rank-1-joint") -> Comparison:
     )
 
 
+def unguided(joint: str) -> Comparison:
+    """Routers from a regression on the joint rows against routers that start from random weights."""
+    return models(FILE, "mean", f"fused:joint-{joint}", f"fused:random-joint-{joint}")
+
+
 def shared(place: str, *names: str) -> Sum:
     """The mean of the axes of some models where so much wording is shared."""
     return mean_of(f"{', '.join(names)}, {WORDING[place]}", *(("sharing", place, name, "mean") for name in names))
@@ -118,6 +123,7 @@ ROWS = (
             scarce("100"),
             scarce("400"),
             *(thin(joint) for joint in ("5", "20", "100", "400")),
+            *(unguided(joint) for joint in ("5", "20")),
             *(real(f"mixture:joint-{joint}", f"fused:joint-{joint}") for joint in ("5", "20", "100", "500")),
         ),
         note="Experts are given, from all their data; fused model and mixture see the same few joint rows an axis.",
