@@ -11,7 +11,8 @@ from pathlib import Path
 
 from triune.metrics.across import Across, across, across_difference
 
-Table = dict[str, dict[str, list[float | None]]]
+Values = list[float | None]
+Table = dict[str, dict[str, Values]]
 Wanted = Mapping[str, Mapping[str, str]]  # by a number's name: what its row of calibration.json says
 SCORES = ("helpful", "harmless", "honest", "mean", "over_refusal", "facts")
 CHOICES = ("preference", "mc1", "mc2")  # of real data, with likelihoods
@@ -45,9 +46,14 @@ def _numbers(folder: Path, calibration: Wanted) -> dict[str, dict[str, float | N
     return found
 
 
+def generated(table: Table) -> bool:
+    """Whether answers of the miniature world were judged; elsewhere their likelihood is scored."""
+    return "mean" in table["base"]
+
+
 def scores_of(table: Table) -> tuple[list[str], int]:
     """What a run's tests score, and with how many decimals: percentages of the miniature world, else likelihoods."""
-    if "mean" in table["base"]:
+    if generated(table):
         return list(SCORES), 1
     return [name for name in table["base"] if name.startswith("nll:") or name in CHOICES], 3
 
@@ -68,15 +74,24 @@ def shown(value: Across, digits: int = 1) -> str:
     return mean if math.isnan(value.low) else f"{mean} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
+def _level(values: Values | None, limits: tuple[float, float], digits: int) -> str:
+    return "–" if values is None else shown(across(values, bounds=limits), digits)
+
+
+def _lead(ours: Values | None, theirs: Values | None, digits: int) -> str:
+    if not ours or not theirs:
+        return "–"
+    found = across_difference(ours, theirs)
+    return shown(found, digits) + (" *" if found.apart else "")
+
+
 def table_of(table: Table, names: Mapping[str, str], numbers: Sequence[str], digits: int, calibration: Wanted) -> str:
     """A Markdown table of the models that have one of the numbers: mean over seeds with its interval."""
     lines = [f"| model | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|"]
     for model, name in names.items():
         own = table.get(model, {})
         if any(number in own for number in numbers):
-            cells = [
-                shown(across(own[n], bounds=bounds(n, calibration)), digits) if n in own else "–" for n in numbers
-            ]
+            cells = [_level(own.get(n), bounds(n, calibration), digits) for n in numbers]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -87,9 +102,7 @@ def differences(
     """A Markdown table of ours − theirs, paired by seed."""
     lines = [f"| difference | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|"]
     for ours, theirs in pairs:
-        both = [(table[ours].get(n), table[theirs].get(n)) for n in numbers]
-        found = [across_difference(a, b) if a and b else None for a, b in both]
-        marks = ["–" if f is None else shown(f, digits) + (" *" if f.apart else "") for f in found]
+        marks = [_lead(table[ours].get(n), table[theirs].get(n), digits) for n in numbers]
         lines.append(f"| {names[ours]} − {names[theirs]} | {' | '.join(marks)} |")
     return "\n".join(lines)
 
@@ -101,8 +114,7 @@ def overview(head: str, tables: Mapping[str, Table], names: Mapping[str, str], n
     }
     lines = [f"| {head} | {' | '.join(found.values())} |", "|---" * (len(found) + 1) + "|"]
     for label, table in tables.items():
-        values = [table.get(model, {}).get(number) for model in found]
-        cells = ["–" if own is None else shown(across(own, bounds=bounds(number, {})), digits) for own in values]
+        cells = [_level(table.get(model, {}).get(number), bounds(number, {}), digits) for model in found]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -114,9 +126,7 @@ def overview_of_leads(
     lines = [f"| {head} | {' | '.join(f'{names[a]} − {names[b]}' for a, b in pairs)} |"]
     lines.append("|---" * (len(pairs) + 1) + "|")
     for label, table in tables.items():
-        both = [(table.get(a, {}).get(number), table.get(b, {}).get(number)) for a, b in pairs]
-        found = [across_difference(a, b) if a and b else None for a, b in both]
-        cells = ["–" if own is None else shown(own) + (" *" if own.apart else "") for own in found]
+        cells = [_lead(table.get(a, {}).get(number), table.get(b, {}).get(number), 1) for a, b in pairs]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

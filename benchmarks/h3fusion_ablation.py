@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from ablation import Table, collect, differences, scores_of, table_of
+from ablation import Table, collect, differences, generated, scores_of, table_of
 from run_numbers import BEST, best_expert, command, cpu_seconds, gathered, write
 
 from triune.experts import lowrank
@@ -66,17 +66,17 @@ SWEEPS: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 # By the experts' rank: who is trained on so many joint rows an axis. Stage 2's steps, and for "long" all stages'.
-JOINT = ("5", "20", "100", "400", "500")
+JOINT = ("5", "20", "100", "400")
 SCARCE: dict[str, dict[str, dict[str, str]]] = {
     rank: {
-        "fused": {**{n: f"fused:{prefix}joint-{n}" for n in JOINT}, "all": whole},
-        "mixture": {n: f"mixture:{prefix}joint-{n}" for n in JOINT},
+        "fused": {**{n: f"fused:{prefix}joint-{n}" for n in joint}, "all": whole},
+        "mixture": {n: f"mixture:{prefix}joint-{n}" for n in joint},
         "long mixture": {**{n: f"mixture:{prefix}long-joint-{n}" for n in JOINT}, "all": mixture},
-        "fused, random routers": {n: f"fused:{prefix}random-joint-{n}" for n in JOINT},
+        "fused, random routers": {n: f"fused:{prefix}random-joint-{n}" for n in random},
     }
-    for rank, prefix, whole, mixture in (
-        ("8", "", "fused", "mixture"),
-        ("1", "rank-1-", "fused:rank-1", "mixture:rank-1"),
+    for rank, prefix, whole, mixture, joint, random in (
+        ("8", "", "fused", "mixture", (*JOINT, "500"), ("5", "20")),  # real data have 500 rows
+        ("1", "rank-1-", "fused:rank-1", "mixture:rank-1", JOINT, ()),
     )
 }
 COMPARED = {
@@ -137,9 +137,9 @@ def over_prompts(folder: Path, table: Table) -> dict[str, Any]:
 
     Empty where the world was drawn anew by every seed; then the seeds' interval says more.
     """
-    wanted, digits = scores_of(table)
-    if digits == 1:
+    if generated(table):
         return {}
+    wanted, _ = scores_of(table)
     pairs = json.loads((folder / "comparisons.json").read_text(encoding="utf-8"))["rows"]
     found: dict[str, dict[str, list[float]]] = {}
     for row in pairs:

@@ -144,7 +144,8 @@ def known_models(recipe: str) -> set[str]:
     found |= {f"fused:{name}" for name in content.get("variants", {})}
     found |= {f"mixture:{name}" for name in content.get("mixtures", {})}
     scarce = content.get("scarce", {})
-    return found | {f"scarce:{kind}" for kind in ("mixture", "longer", "fused") if kind in scarce or kind == "fused"}
+    made = {f"scarce:{kind}" for kind in ("mixture", "longer") if kind in scarce}
+    return found | made | ({"scarce:fused"} if scarce else set())
 
 
 @pytest.mark.parametrize("file", ["h3fusion.json", "conflict.json", "trinityx.json", "alignx.json", "sizes.json"])
