@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(BIN)/triune demo --out demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from triune.metrics.across import Across, across, across_difference
 
-Table = dict[str, dict[str, list[float | None]]]
+Values = list[float | None]
+Table = dict[str, dict[str, Values]]
 Wanted = Mapping[str, Mapping[str, str]]  # by a number's name: what its row of calibration.json says
 SCORES = ("helpful", "harmless", "honest", "mean", "over_refusal", "facts")
+CHOICES = ("preference", "mc1", "mc2")  # of real data, with likelihoods
 
 
 def collect(folders: Sequence[Path], calibration: Wanted) -> Table:
@@ -44,6 +46,18 @@ def _numbers(folder: Path, calibration: Wanted) -> dict[str, dict[str, float | N
     return found
 
 
+def generated(table: Table) -> bool:
+    """Whether answers of the miniature world were judged; elsewhere their likelihood is scored."""
+    return "mean" in table["base"]
+
+
+def scores_of(table: Table) -> tuple[list[str], int]:
+    """What a run's tests score, and with how many decimals: percentages of the miniature world, else likelihoods."""
+    if generated(table):
+        return list(SCORES), 1
+    return [name for name in table["base"] if name.startswith("nll:") or name in CHOICES], 3
+
+
 def bounds(name: str, calibration: Wanted) -> tuple[float, float]:
     """What a number can be."""
     metric = calibration.get(name, {}).get("metric", "")
@@ -53,8 +67,22 @@ def bounds(name: str, calibration: Wanted) -> tuple[float, float]:
 
 
 def shown(value: Across, digits: int = 1) -> str:
-    """Mean and interval."""
-    return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    """Mean and interval; of a single seed the value alone, of none an en dash."""
+    if math.isnan(value.value):
+        return "–"
+    mean = f"{value.value:.{digits}f}"
+    return mean if math.isnan(value.low) else f"{mean} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def _level(values: Values | None, limits: tuple[float, float], digits: int) -> str:
+    return "–" if values is None else shown(across(values, bounds=limits), digits)
+
+
+def _lead(ours: Values | None, theirs: Values | None, digits: int) -> str:
+    if not ours or not theirs:
+        return "–"
+    found = across_difference(ours, theirs)
+    return shown(found, digits) + (" *" if found.apart else "")
 
 
 def table_of(table: Table, names: Mapping[str, str], numbers: Sequence[str], digits: int, calibration: Wanted) -> str:
@@ -63,9 +91,7 @@ def table_of(table: Table, names: Mapping[str, str], numbers: Sequence[str], dig
     for model, name in names.items():
         own = table.get(model, {})
         if any(number in own for number in numbers):
-            cells = [
-                shown(across(own[n], bounds=bounds(n, calibration)), digits) if n in own else "–" for n in numbers
-            ]
+            cells = [_level(own.get(n), bounds(n, calibration), digits) for n in numbers]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -76,10 +102,32 @@ def differences(
     """A Markdown table of ours − theirs, paired by seed."""
     lines = [f"| difference | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|"]
     for ours, theirs in pairs:
-        both = [(table[ours].get(n), table[theirs].get(n)) for n in numbers]
-        found = [across_difference(a, b) if a and b else None for a, b in both]
-        marks = ["–" if f is None else shown(f, digits) + (" *" if f.apart else "") for f in found]
+        marks = [_lead(table[ours].get(n), table[theirs].get(n), digits) for n in numbers]
         lines.append(f"| {names[ours]} − {names[theirs]} | {' | '.join(marks)} |")
+    return "\n".join(lines)
+
+
+def overview(head: str, tables: Mapping[str, Table], names: Mapping[str, str], number: str, digits: int = 1) -> str:
+    """A Markdown table of one number: a row a table (`head` says what sets them apart), a column a model."""
+    found = {
+        model: name for model, name in names.items() if any(number in own.get(model, {}) for own in tables.values())
+    }
+    lines = [f"| {head} | {' | '.join(found.values())} |", "|---" * (len(found) + 1) + "|"]
+    for label, table in tables.items():
+        cells = [_level(table.get(model, {}).get(number), bounds(number, {}), digits) for model in found]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def overview_of_leads(
+    head: str, tables: Mapping[str, Table], names: Mapping[str, str], pairs: Sequence[tuple[str, str]], number: str
+) -> str:
+    """As `overview`, a column a pair of models: ours − theirs, paired by seed."""
+    lines = [f"| {head} | {' | '.join(f'{names[a]} − {names[b]}' for a, b in pairs)} |"]
+    lines.append("|---" * (len(pairs) + 1) + "|")
+    for label, table in tables.items():
+        cells = [_lead(table.get(a, {}).get(number), table.get(b, {}).get(number), 1) for a, b in pairs]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablation import SCORES, Table, collect, differences, kept, table_of
+from ablation import Table, collect, differences, kept, scores_of, table_of
 
 NAMES = {
     "base": "base",
@@ -79,9 +79,7 @@ def main() -> None:
     """The command line."""
     target, folders = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
     wanted, table = calibration(folders), collect_into(target, folders)
-    generated = "mean" in table["base"]  # the miniature world's tests; elsewhere likelihoods
-    likelihood = [name for name in table["base"] if name.startswith("nll:") or name in ("preference", "mc1", "mc2")]
-    scores, digits = (list(SCORES), 1) if generated else (likelihood, 3)
+    scores, digits = scores_of(table)
     by_metric = [[name for name in wanted if name.endswith(f": {metric}")] for metric in METRICS]
     blocks = [(scores, digits), *zip(by_metric, (1, 3, 3), strict=True), (["answer ECE"], 3), (["latency"], 2)]
     pairs = [pair for pair in PAIRS if set(pair) <= table.keys()]

@@ -19,7 +19,7 @@ import claims_h3fusion
 import claims_ours
 import claims_trinityx
 from claims_asked import KINDS, Claim, Costs, Kind
-from claims_files import FILES, RESULTS, contents, spent
+from claims_files import FILES, RESULTS, at_most, contents, spent
 from claims_rules import NOT_RUN, UNTESTABLE, VERDICTS, Found, look, name_of, verdict_of
 
 from triune.metrics.across import Across
@@ -95,7 +95,12 @@ ablation, of the conflict and of the sizes were there.
 
 
 def number(value: float, digits: int, sign: bool = False) -> str:
-    """A number as printed, with a real minus sign and never a negative zero."""
+    """A number as printed, with a real minus sign and never a negative zero.
+
+    With a sign, which side of 0 it lies on decides: a number that would become 0 gets up to two more decimals.
+    """
+    if sign:
+        digits = next((places for places in range(digits, digits + 3) if round(value, places)), digits)
     rounded = round(value, digits) + 0.0
     return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
@@ -250,11 +255,15 @@ def cost(folder: Path) -> str:
     """What the evidence took."""
     seconds = spent(folder)
     known = {name: value for name, value in seconds.items() if value is not None}
+    bounded = {name: value for name, value in at_most(folder).items() if name not in known}
     rows = [f"| {name} | {value / 3600:.2f} |" for name, value in known.items()]
-    missing = [f"`{name}`" for name in seconds if name not in known]
+    rows += [f"| {name} | at most {value / 3600:.2f} (wall time on all cores) |" for name, value in bounded.items()]
+    missing = [f"`{name}`" for name in seconds if name not in known and name not in bounded]
     lines = ["## Processor time"]
     if rows:
-        total = f"| **in total** | **{sum(known.values()) / 3600:.2f}** |"
+        exact = sum(known.values()) / 3600
+        most = f" to {exact + sum(bounded.values()) / 3600:.2f}" if bounded else ""
+        total = f"| **in total** | **{exact:.2f}{most}** |"
         lines.append("\n".join(["| result file | hours of one core |", "|---|---|", *rows, total]))
     if missing:
         lines.append(f"Not recorded when they were made, or counted with another file: {', '.join(missing)}.")

@@ -39,6 +39,9 @@ class Made:
 ONE_MODEL = "one random model, side by side in one process; no seeds"
 FILES = {
     "h3fusion.json": Made("h3fusion_ablation.py", WORLDS, "recipes/h3fusion-ablation.yaml"),
+    "h3fusion_real_tiny.json": Made(
+        "h3fusion_ablation.py", "stories260K and real data", "recipes/h3fusion-ablation-real-tiny.yaml"
+    ),
     "trinityx.json": Made("trinityx_ablation.py", WORLDS, "recipes/trinityx-ablation.yaml"),
     "alignx.json": Made("alignx_ablation.py", WORLDS, "recipes/alignx-ablation.yaml"),
     "conflict.json": Made("conflict.py", f"{WORLDS}, for each part of shared wording", "recipes/conflict.yaml"),
@@ -64,8 +67,16 @@ def contents(folder: Path = RESULTS) -> dict[str, Any]:
 
 def spent(folder: Path = RESULTS) -> dict[str, float | None]:
     """Processor seconds by result file: of the evidence run, or what the file itself says; None where unknown."""
-    path = folder / SPENT
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"].values() if path.is_file() else ()
-    measured = {row["result"]: row["cpu_seconds"] for row in rows if not row["steps_without_cpu"]}
+    measured = {row["result"]: row["cpu_seconds"] for row in _accounts(folder) if not row["steps_without_cpu"]}
     own = {name: content.get("cpu_seconds") for name, content in contents(folder).items()}
     return {name: measured.get(name, seconds) for name, seconds in own.items()}
+
+
+def at_most(folder: Path = RESULTS) -> dict[str, float]:
+    """An upper bound of the processor seconds, by result file, where some steps' records have the wall time alone."""
+    return {row["result"]: row["cpu_at_most"] for row in _accounts(folder) if row["steps_without_cpu"]}
+
+
+def _accounts(folder: Path) -> list[dict[str, Any]]:
+    path = folder / SPENT
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"].values()) if path.is_file() else []

@@ -1,8 +1,9 @@
 """What H3Fusion (arXiv 2411.17792) claims, and what of our result files decides about it; no number in the prose."""
 
-from claims_asked import Best, Claim, Comparison, Path, at, less, mean_of, models
+from claims_asked import Best, Claim, Claimed, Comparison, Path, at, less, mean_of, models
 
 FILE = "h3fusion.json"
+REAL = "h3fusion_real_tiny.json"
 AXES = ("helpful", "harmless", "honest")
 MERGES = ("average", "task_arithmetic", "ties", "dare_ties")
 ENSEMBLES = ("ensemble", "ranking")
@@ -16,6 +17,12 @@ def best(*names: str) -> Best:
 def versus(number: str, *rivals: str, fused: str = "fused") -> Comparison:
     """The mean of the axes against the strongest of some rivals."""
     return Comparison(number, FILE, at("models", fused, "mean"), best(*rivals))
+
+
+def real(rival: str, ours: str = "fused", claimed: Claimed = "below") -> Comparison:
+    """On real data: the nats a token of held-out answers, the mean of the axes' test sets."""
+    mine, theirs = (mean_of(m, *(("models", m, f"nll:{axis}") for axis in AXES)) for m in (ours, rival))
+    return Comparison("held-out loss, real data", REAL, mine, theirs, claimed=claimed, kind="nats")
 
 
 def own(model: str) -> tuple[Path, ...]:
@@ -83,7 +90,10 @@ ROWS = (
         "headline result",
         "Experts that are less narrow: ours are trained on one axis only, and know nothing of the others.",
         decides=(versus("mean of the axes", *(f"expert:{axis}" for axis in AXES)),),
-        beside=tuple(models(FILE, axis, "fused", f"expert:{axis}", "no worse") for axis in AXES),
+        beside=(
+            *(models(FILE, axis, "fused", f"expert:{axis}", "no worse") for axis in AXES),
+            *(real(f"expert:{axis}") for axis in AXES),
+        ),
         published=11.37,
         note="The lines beside ask whether the fused model keeps what each expert can do on its own axis.",
     ),
@@ -92,7 +102,7 @@ ROWS = (
         "headline result",
         "A trained ranker, or a judge of quality in place of the likelihood that ranks answers here.",
         decides=(versus("mean of the axes", *ENSEMBLES),),
-        beside=tuple(models(FILE, "mean", "fused", name) for name in ENSEMBLES),
+        beside=(*(models(FILE, "mean", "fused", name) for name in ENSEMBLES), real("ensemble")),
         published=13.77,
         note="An ensemble costs as many generations as there are experts; its latency is in the result file.",
     ),
@@ -104,6 +114,7 @@ ROWS = (
         beside=(
             *(models(FILE, "mean", "fused", name) for name in MERGES),
             models(FILE, "over_refusal", "fused", "average", "below"),
+            *(real(name) for name in ("average", "task_arithmetic")),
         ),
         published=6.18,
     ),
@@ -141,6 +152,8 @@ ROWS = (
             models(FILE, "mean", "fused:gating-1e-1", "fused:gating-0"),
             models(FILE, "mean", "fused:gating-1", "fused:gating-0"),
             *(models(FILE, axis, "fused", "fused:gating-0") for axis in AXES),
+            real("fused:gating-0"),
+            real("fused:gating-0", "fused:gating-1"),
         ),
     ),
     Claim(
@@ -181,6 +194,7 @@ ROWS = (
         beside=(
             models(FILE, "mean", "fused", "fused:top-3"),
             *(models(FILE, axis, "fused", "fused:top-1") for axis in AXES),
+            real("fused:top-1"),
         ),
     ),
     Claim(
@@ -196,6 +210,8 @@ ROWS = (
             models(FILE, "mean", "fused:steps-60", "fused:steps-30"),
             models(FILE, "mean", "fused", "fused:steps-60"),
             models(FILE, "mean", "fused:steps-240", "fused"),
+            real("fused:steps-25"),
+            real("fused", "fused:steps-400"),
         ),
     ),
     Claim(
@@ -227,6 +243,8 @@ ROWS = (
         decides=(models(FILE, "mean", "fused:attention", "fused"),),
         beside=(
             models(FILE, "mean", "fused", "fused:routers"),
+            real("fused", "fused:attention"),
+            real("fused:routers"),
             Comparison(
                 "gain by the attention less gain by the experts",
                 FILE,

@@ -1,6 +1,7 @@
 """What Triune itself claims, and what of our result files decides about it; no number in the prose."""
 
 from claims_asked import EACH, LEAST, MOST, Best, Claim, Claimed, Comparison, Costs, Path, Sum, at, mean_of, models
+from claims_h3fusion import real
 
 FILE = "h3fusion.json"
 CONFLICT = "conflict.json"
@@ -22,6 +23,11 @@ def thin(joint: str, rival: str = "mixture:rank-1-joint") -> Comparison:
     return Comparison(
         "mean", FILE, at("models", f"fused:rank-1-joint-{joint}", "mean"), at("models", f"{rival}-{joint}", "mean")
     )
+
+
+def unguided(joint: str) -> Comparison:
+    """Routers from a regression on the joint rows against routers that start from random weights."""
+    return models(FILE, "mean", f"fused:joint-{joint}", f"fused:random-joint-{joint}")
 
 
 def shared(place: str, *names: str) -> Sum:
@@ -104,6 +110,7 @@ ROWS = (
             Comparison(
                 "mean, the demo's worlds", "demo_seeds.json", at("fused", "mean"), at("mixture", "mean"), "little"
             ),
+            real("mixture", claimed="little"),
         ),
         note="A tie is an interval within the negligible band; an equal budget is one of as many steps in all.",
     ),
@@ -112,7 +119,13 @@ ROWS = (
         "ours, the scarce-data curve",
         "Experts made from data as scarce as the joint rows.",
         decides=(scarce("5"), scarce("20")),
-        beside=(scarce("100"), scarce("400"), thin("5"), thin("20"), thin("100"), thin("400")),
+        beside=(
+            scarce("100"),
+            scarce("400"),
+            *(thin(joint) for joint in ("5", "20", "100", "400")),
+            *(unguided(joint) for joint in ("5", "20")),
+            *(real(f"mixture:joint-{joint}", f"fused:joint-{joint}") for joint in ("5", "20", "100", "500")),
+        ),
         note="Experts are given, from all their data; fused model and mixture see the same few joint rows an axis.",
     ),
     Claim(
@@ -138,7 +151,17 @@ ROWS = (
         beside=tuple(
             Comparison("mean", CONFLICT, shared(MOST, name), shared(LEAST, name), claimed="below")
             for name in (*MERGES, "mixture")
+        )
+        + tuple(
+            Comparison(
+                "over_refusal",
+                CONFLICT,
+                at("sharing", MOST, name, "over_refusal"),
+                at("sharing", LEAST, name, "over_refusal"),
+            )
+            for name in (*MERGES, "mixture")
         ),
+        note="A merge loses where it refuses more of what is harmless: over-refusal is claimed to be above, beside.",
     ),
     Claim(
         "The fused model keeps its scores under conflict",
@@ -181,7 +204,11 @@ ROWS = (
         "ours, larger worlds",
         "A base of another order of size, which may need fewer joint rows.",
         decides=(by_size("mean", "scarce:fused", ("scarce:mixture",)),),
-        beside=(by_size("over_refusal", "scarce:fused", ("scarce:mixture",), "below"),),
-        note="At stage two's budget.",
+        beside=(
+            by_size("mean", "scarce:fused", ("scarce:longer",)),
+            by_size("over_refusal", "scarce:fused", ("scarce:mixture",), "below"),
+            by_size("over_refusal", "scarce:fused", ("scarce:longer",), "below"),
+        ),
+        note="At stage two's budget; beside, a mixture that trains as long as experts and stage two together.",
     ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation import SCORES, collect, differences, table_of
+from ablation import SCORES, collect, differences, overview, overview_of_leads, table_of
 from run_numbers import BEST, best_expert, by_parent, command, cpu_seconds, write
 
 from triune.errors import InputError
@@ -60,6 +60,11 @@ def sharing_of(folder: str) -> float:
 def shown(result: Mapping[str, Any]) -> str:
     """The Markdown tables of a result file: means with 95 % intervals over seeds, and paired differences."""
     blocks = [f"Processor time {result['cpu_seconds']} s."]
+    leads = [("fused", other) for other in OTHERS if any(other in own for own in result["sharing"].values())]
+    for number in ("mean", "over_refusal", "facts"):
+        blocks.append(f"### {number} by sharing")
+        blocks.append(overview("sharing", result["sharing"], NAMES, number))
+        blocks.append(overview_of_leads("sharing", result["sharing"], NAMES, leads, number))
     for sharing, table in result["sharing"].items():
         pairs = [("fused", other) for other in OTHERS if other in table]
         blocks.append(f"### Sharing {sharing} ({len(result['runs'][sharing])} seeds)")

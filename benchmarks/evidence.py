@@ -1,6 +1,7 @@
 """The whole evidence run: every recipe that a claim rests on, its result file, and docs/claims.md.
 
     python benchmarks/evidence.py [--out runs/evidence] [--only NAME …] [--again]
+    python benchmarks/evidence.py --spent NAME=FOLDER …
 
 One table (`ROWS`). A row is run by `triune.pipeline.seeds.run`, which skips finished steps, so that an interrupted run
 goes on where it stopped; a row whose runs and result file are up to date is skipped as a whole, unless asked again.
@@ -117,10 +118,14 @@ ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What the finished steps under some folders took; older records have no processor time, and are counted."""
+    """What the finished steps under some folders took; older records have no processor time, and are counted.
+
+    `cpu_seconds` is of the steps that recorded it; `cpu_at_most` adds, for the others, wall time on all cores.
+    """
 
     seconds: float
     cpu_seconds: float
+    cpu_at_most: float
     steps: int
     steps_without_cpu: int
 
@@ -128,6 +133,7 @@ class Spent:
         cpu = f"{self.cpu_seconds / 3600:.2f} h of processor time"
         if self.steps_without_cpu:
             cpu += f" without {self.steps_without_cpu} of {self.steps} steps, whose records do not say it"
+            cpu += f" (at most {self.cpu_at_most / 3600:.2f} h with them)"
         return f"{self.seconds / 3600:.2f} h wall, {cpu}"
 
 
@@ -135,8 +141,9 @@ def spent(folders: Sequence[Path]) -> Spent:
     """The sum over every finished step; what other settings have replaced does not count."""
     found = records(folders)
     cpu = [record["cpu_seconds"] for record in found if "cpu_seconds" in record]
+    rest = [record["seconds"] * record["machine"]["cores"] for record in found if "cpu_seconds" not in record]
     wall = sum(record["seconds"] for record in found)
-    return Spent(round(wall, 3), round(sum(cpu), 3), len(found), len(found) - len(cpu))
+    return Spent(round(wall, 3), round(sum(cpu), 3), round(sum(cpu) + sum(rest), 3), len(found), len(rest))
 
 
 def recipes_of(row: Row) -> dict[str, Recipe]:
@@ -238,13 +245,29 @@ def _ran(row: Row, place: Place) -> bool:
 
 def _account(rows: Sequence[Row], place: Place) -> None:
     """What each collected row took, for the page; rows that were collected on another machine stay as they are."""
-    path = place.results / SPENT
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
     found = {
         row.name: {"result": row.result, **asdict(spent([place.out / row.name]))}
         for row in rows
         if row.parts and _ran(row, place)
     }
+    _keep(place, found)
+
+
+def count(rows: Sequence[Row], given: Sequence[str], place: Place) -> Iterator[str]:
+    """Account for rows that were run elsewhere: NAME=FOLDER, all finished steps below it. Raises InputError."""
+    named = {row.name: row for row in rows}
+    for name, _, folder in (text.partition("=") for text in given):
+        if name not in named or not folder or not Path(folder).is_dir():
+            raise InputError(f"{name}={folder}; wanted NAME=FOLDER of {', '.join(named)} and a folder of runs")
+        took = spent([Path(folder)])
+        _keep(place, {name: {"result": named[name].result, **asdict(took)}})
+        yield f"{name}: {took}"
+    write_text(place.page, claims.page(place.results))
+
+
+def _keep(place: Place, found: Mapping[str, Any]) -> None:
+    path = place.results / SPENT
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
     if found:
         write_json(path, {"rows": {**kept, **found}})
 
@@ -255,11 +278,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of the runs")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(r.name for r in ROWS)}")
     parser.add_argument("--again", action="store_true", help="check and collect rows that are up to date, too")
+    parser.add_argument("--spent", nargs="+", metavar="NAME=FOLDER", help="only count the time of runs made elsewhere")
     given = parser.parse_args()
     console = Console()
     runner = partial(seeds.run, progress=Terminal(console))
+    place = Place(given.out.absolute())
+    work = count(ROWS, given.spent, place) if given.spent else run(ROWS, given.only, place, runner, again=given.again)
     try:
-        for news in run(ROWS, given.only, Place(given.out.absolute()), runner, again=given.again):
+        for news in work:
             console.print(news, highlight=False, markup=False, soft_wrap=True)
     except InputError as error:
         print(error, file=sys.stderr)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import SCORES, Table, collect, differences, table_of
+import yaml
+from ablation import Table, collect, differences, generated, scores_of, table_of
 from run_numbers import BEST, best_expert, command, cpu_seconds, gathered, write
 
 from triune.experts import lowrank
@@ -36,6 +37,7 @@ def _steps_of_gamma(axis: str) -> dict[str, str]:
 
 
 # Of one setting each: what it is called, and which models have which value of it. "fused" is the preset.
+STEPS = "those of the recipe"
 SWEEPS: dict[str, tuple[str, dict[str, str]]] = {
     "gating": (
         "λ",
@@ -53,8 +55,9 @@ SWEEPS: dict[str, tuple[str, dict[str, str]]] = {
     "top_k": ("k", {"1": "fused:top-1", "2": "fused", "3": "fused:top-3"}),
     "steps": (
         "steps",
-        {"15": "fused:steps-15", "30": "fused:steps-30", "60": "fused:steps-60", "120": "fused"}
-        | {"240": "fused:steps-240", "480": "fused:steps-480"},
+        {str(n): f"fused:steps-{n}" for n in (15, 25, 30, 60)}
+        | {STEPS: "fused"}
+        | {str(n): f"fused:steps-{n}" for n in (240, 400, 480)},
     ),
     "rank": ("rank", {"1": "fused:rank-1", "2": "fused:rank-2", "8": "fused"}),
     "trainable": (
@@ -62,17 +65,18 @@ SWEEPS: dict[str, tuple[str, dict[str, str]]] = {
         {"routers": "fused:routers", "routers and experts": "fused", "attention too": "fused:attention"},
     ),
 }
-# By the experts' rank: who is trained on so many joint rows an axis. Stage 2's 120 steps, and for "long" all 300.
+# By the experts' rank: who is trained on so many joint rows an axis. Stage 2's steps, and for "long" all stages'.
 JOINT = ("5", "20", "100", "400")
 SCARCE: dict[str, dict[str, dict[str, str]]] = {
     rank: {
-        "fused": {**{n: f"fused:{prefix}joint-{n}" for n in JOINT}, "all": whole},
-        "mixture": {n: f"mixture:{prefix}joint-{n}" for n in JOINT},
+        "fused": {**{n: f"fused:{prefix}joint-{n}" for n in joint}, "all": whole},
+        "mixture": {n: f"mixture:{prefix}joint-{n}" for n in joint},
         "long mixture": {**{n: f"mixture:{prefix}long-joint-{n}" for n in JOINT}, "all": mixture},
+        "fused, random routers": {n: f"fused:{prefix}random-joint-{n}" for n in random},
     }
-    for rank, prefix, whole, mixture in (
-        ("8", "", "fused", "mixture"),
-        ("1", "rank-1-", "fused:rank-1", "mixture:rank-1"),
+    for rank, prefix, whole, mixture, joint, random in (
+        ("8", "", "fused", "mixture", (*JOINT, "500"), ("5", "20")),  # real data have 500 rows
+        ("1", "rank-1-", "fused:rank-1", "mixture:rank-1", JOINT, ()),
     )
 }
 COMPARED = {
@@ -98,15 +102,53 @@ def collect_into(target: Path, folders: Sequence[Path]) -> None:
     result = {
         "runs": [folder.name for folder in folders],
         "cpu_seconds": cpu_seconds(folders),
-        "sweeps": {name: {"symbol": symbol, "models": models} for name, (symbol, models) in SWEEPS.items()},
-        "scarce": SCARCE,
+        "sweeps": sweeps(table, steps_of(folders[0])),
+        "scarce": {rank: {line: _there(own, table) for line, own in lines.items()} for rank, lines in SCARCE.items()},
         "models": table | best_expert(table),
         "routing": gathered([routing(folder, table) for folder in folders]),
         "drift": gathered([drift(folder) for folder in folders]),
         "moved": gathered([moved(folder) for folder in folders]),
         "map": hidden_map(folders[0]),
+        "prompts": over_prompts(folders[0], table),
     }
     write(target, result)
+
+
+def sweeps(table: Table, steps: int) -> dict[str, dict[str, Any]]:
+    """[sweep]: its symbol and its models that were run, by what was set; `steps` are stage 2's in the recipe."""
+    found = {}
+    for name, (symbol, models) in SWEEPS.items():
+        there = _there({str(steps) if set_to == STEPS else set_to: own for set_to, own in models.items()}, table)
+        found[name] = {"symbol": symbol, "models": there}
+    return found
+
+
+def steps_of(folder: Path) -> int:
+    """The steps of stage 2 in a run's recipe."""
+    return int(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["align"]["fit"]["steps"])
+
+
+def _there(models: Mapping[str, str], table: Table) -> dict[str, str]:
+    return {name: model for name, model in models.items() if model in table}
+
+
+def over_prompts(folder: Path, table: Table) -> dict[str, Any]:
+    """Of likelihoods: one run's differences of `fused` to the models of COMPARED, with intervals over test prompts.
+
+    Empty where the world was drawn anew by every seed; then the seeds' interval says more.
+    """
+    if generated(table):
+        return {}
+    wanted, _ = scores_of(table)
+    pairs = json.loads((folder / "comparisons.json").read_text(encoding="utf-8"))["rows"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in pairs:
+        if row["score"] in wanted and row["model"] in COMPARED:
+            # The run says by how much the other model is above `fused`.
+            found.setdefault(row["model"], {})[row["score"]] = [
+                round(-row[key], 4) for key in ("value", "high", "low")
+            ]
+    return {"run": folder.name, "differences": found}
 
 
 def samples(folder: Path, model: str) -> Path:
@@ -209,25 +251,39 @@ def overall(shares: Mapping[str, Mapping[str, Sequence[float | None]]], expert: 
 def tables(result: Mapping[str, Any]) -> str:
     """The Markdown tables of a result file: means with 95 % intervals over seeds, and paired differences."""
     table, blocks = numbers(result), []
+    scores, digits = scores_of(table)
     compared = {model: name for model, name in COMPARED.items() if model in table}
     pairs = [("fused", model) for model in compared if model != "fused"]
     blocks += [f"Seeds: {', '.join(result['runs'])}; processor time {result['cpu_seconds']} s.", "### Compared"]
-    blocks += _both(table, compared, pairs, SCORES, 1)
+    blocks += _both(table, compared, pairs, scores, digits)
     blocks.append(table_of(table, compared, ["latency"], 2, CALIBRATION))
+    blocks += _prompts(result["prompts"], scores)
     for name, own in result["sweeps"].items():
         names = {model: f"{own['symbol']} {value}" for value, model in own["models"].items() if model in table}
         pairs = [(model, "fused") for model in names if model != "fused"]
+        if not pairs:
+            continue
         blocks.append(f"### {name}")
-        blocks += _both(table, names, pairs, SCORES, 1)
-        for found, digits in _inside(table, names):
-            blocks += _both(table, names, pairs, found, digits)
+        blocks += _both(table, names, pairs, scores, digits)
+        for found, places in _inside(table, names):
+            blocks += _both(table, names, pairs, found, places)
     for rank, lines in result["scarce"].items():
         blocks.append(f"### Scarce joint data, rank {rank}")
         names = {model: f"{line}, {n}" for line, own in lines.items() for n, model in own.items() if model in table}
         fused = lines["fused"]
         pairs = [(fused[n], own[n]) for line, own in lines.items() if line != "fused" for n in own]
-        blocks += _both(table, names, [pair for pair in pairs if set(pair) <= table.keys()], SCORES, 1)
+        blocks += _both(table, names, [pair for pair in pairs if set(pair) <= table.keys()], scores, digits)
     return "\n\n".join(blocks)
+
+
+def _prompts(result: Mapping[str, Any], scores: Sequence[str]) -> list[str]:
+    if not result:
+        return []
+    lines = [f"| fused − | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
+    for model, own in result["differences"].items():
+        cells = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in (own[score] for score in scores)]
+        lines.append(f"| {COMPARED[model]} | {' | '.join(cells)} |")
+    return [f"### Over the test prompts of {result['run']}", "\n".join(lines)]
 
 
 def _inside(table: Table, names: Mapping[str, str]) -> list[tuple[list[str], int]]:

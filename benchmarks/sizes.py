@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation import SCORES, collect, differences, table_of
+from ablation import SCORES, collect, differences, overview, overview_of_leads, table_of
 from run_numbers import BEST, best_expert, by_parent, command, cpu_seconds, write
 
 NAMES = {
@@ -20,17 +20,23 @@ NAMES = {
     BEST: "best expert (hindsight)",
     "average": "average",
     "sum": "sum",
+    "task_arithmetic": "task arithmetic",
+    "ties": "TIES",
     "mixture": "one LoRA on the mixture",
     "fused": "fused",
     "scarce:mixture": "scarce: one LoRA on the mixture",
+    "scarce:longer": "scarce: one LoRA, longer",
     "scarce:fused": "scarce: fused",
 }
 PAIRS = (
     ("fused", "average"),
     ("fused", "sum"),
+    ("fused", "task_arithmetic"),
+    ("fused", "ties"),
     ("fused", "mixture"),
     ("fused", BEST),
     ("scarce:fused", "scarce:mixture"),
+    ("scarce:fused", "scarce:longer"),
 )
 
 
@@ -65,6 +71,12 @@ def shown(result: Mapping[str, Any]) -> str:
     ]
     head = "| size | parameters | seeds | processor minutes a seed |\n|---|---|---|---|"
     blocks = ["\n".join([head, *rows])]
+    tables = {name: own["models"] for name, own in result["sizes"].items()}
+    leads = [pair for pair in PAIRS if any(set(pair) <= own.keys() for own in tables.values())]
+    for number in ("mean", "over_refusal", "facts"):
+        blocks.append(f"### {number} by size")
+        blocks.append(overview("size", tables, NAMES, number))
+        blocks.append(overview_of_leads("size", tables, NAMES, leads, number))
     for name, own in result["sizes"].items():
         pairs = [pair for pair in PAIRS if set(pair) <= own["models"].keys()]
         blocks.append(f"### {name}")

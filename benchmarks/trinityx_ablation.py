@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablation import SCORES, Table, collect, differences, kept, table_of
+from ablation import Table, collect, differences, kept, scores_of, table_of
 
 NAMES = {
     "base": "base",
@@ -62,9 +62,7 @@ def collect_into(target: Path, folders: Sequence[Path]) -> Table:
 def main() -> None:
     """The command line."""
     table = collect_into(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
-    generated = "mean" in table["base"]  # the miniature world's tests; elsewhere likelihoods
-    likelihood = [name for name in table["base"] if name.startswith("nll:") or name in ("preference", "mc1", "mc2")]
-    scores, digits = (list(SCORES), 1) if generated else (likelihood, 3)
+    scores, digits = scores_of(table)
     for numbers, places in ((scores, digits), (list(CALIBRATION), 3), (["latency"], 2)):
         print(table_of(table, NAMES, numbers, places, CALIBRATION), end="\n\n")
     for numbers, places in ((scores, digits), (list(CALIBRATION), 3)):

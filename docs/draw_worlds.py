@@ -47,6 +47,7 @@ PAIRS = {
     ("fused", "mixture"): ("fused − one LoRA", Mark("mixture", "P")),
     ("fused", "best expert"): ("fused − best expert", Mark("first", "^")),
     ("scarce:fused", "scarce:mixture"): ("scarce: fused − one LoRA", Mark("third", "D")),
+    ("scarce:fused", "scarce:longer"): ("scarce: fused − one LoRA, longer", Mark("spare", "<")),
 }
 TIMED = {
     "fused": MODELS["fused"],

@@ -27,6 +27,7 @@ def write_run(folder: Path, scores: Mapping[str, Mapping[str, float]], cpu: floa
     }
     write_json(folder / "scores.json", rows)
     write_json(folder / "calibration.json", [])
+    write_json(folder / "recipe.yaml", {"align": {"fit": {"steps": 120}}})  # JSON is YAML
     write_json(folder / "models.json", costs)
     write_json(folder / "base" / "record.json", {"verb": "pretrain"} | ({} if cpu is None else {"cpu_seconds": cpu}))
     return folder

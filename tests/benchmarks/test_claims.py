@@ -143,7 +143,9 @@ def known_models(recipe: str) -> set[str]:
     found = set(content["compare"]) | {f"expert:{axis}" for axis in content["axes"]} | {"fused", "base"}
     found |= {f"fused:{name}" for name in content.get("variants", {})}
     found |= {f"mixture:{name}" for name in content.get("mixtures", {})}
-    return found | ({f"scarce:{kind}" for kind in ("mixture", "fused")} if "scarce" in content else set())
+    scarce = content.get("scarce", {})
+    made = {f"scarce:{kind}" for kind in ("mixture", "longer") if kind in scarce}
+    return found | made | ({"scarce:fused"} if scarce else set())
 
 
 @pytest.mark.parametrize("file", ["h3fusion.json", "conflict.json", "trinityx.json", "alignx.json", "sizes.json"])
@@ -160,6 +162,15 @@ def test_every_file_that_is_asked_for_is_described() -> None:
     for made in claims_files.FILES.values():
         assert not made.recipe or (ROOT / made.recipe).is_file()
         assert " " in made.script or (ROOT / "benchmarks" / made.script).is_file()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-0.0486, "−0.05"), (0.003, "+0.003"), (1e-9, "+0.0"), (0.0, "+0.0"), (-2.52, "−2.5"), (0.05, "+0.1")],
+)
+def test_a_signed_number_keeps_its_side(value: float, text: str) -> None:
+    assert claims.number(value, 1, sign=True) == text
+    assert claims.number(-0.0486, 1) == "0.0"
 
 
 def test_rows_of_single_values_become_a_table() -> None:

@@ -30,7 +30,7 @@ def made_result(n_seeds: int, shown: int | None = None) -> dict[str, Any]:
     return {
         "runs": [f"seed-{n}" for n in seeds],
         "cpu_seconds": 60.0,
-        "sweeps": {name: {"symbol": symbol, "models": models} for name, (symbol, models) in ablation.SWEEPS.items()},
+        "sweeps": ablation.sweeps(dict.fromkeys(m for _, own in ablation.SWEEPS.values() for m in own.values()), 120),
         "scarce": ablation.SCARCE,
         "models": {m: {n: [value + seed for seed in seeds] for n, value in scores.items()} for m in names},
         "routing": {m: {a: {e: [0.8 if a == e else 0.1] * n_seeds for e in AXES} for a in AXES} for m in fused},
@@ -71,7 +71,7 @@ def test_every_picture_is_there_and_has_words(pictures: Mapping[str, str]) -> No
 
 def test_pictures_name_their_numbers(pictures: Mapping[str, str]) -> None:
     # 70, 71, 72: mean 71, s = 1, t = 4.303 for three seeds, reach 2.48.
-    assert "mean: 15 71.00 [68.52, 73.48], 30 71.00" in parsed(pictures["steps"])[1]
+    assert "mean: 15 71.00 [68.52, 73.48], 25 71.00" in parsed(pictures["steps"])[1]
     assert "over-refusal ↓: 1 11.00 [8.52, 13.48]" in parsed(pictures["top_k"])[1]
     assert "helpful: 0 0.80 [0.80, 0.80], 0.001 0.80" in parsed(pictures["gating"])[1]
     assert "helpful expert on helpful rows 0.800 [0.800, 0.800]" in parsed(pictures["routing"])[1]
@@ -90,7 +90,7 @@ def test_the_command_draws_one_seed_and_missing_models_without_intervals(
     draw_h3fusion.main()
     assert {path.stem for path in (tmp_path / "out").iterdir()} == set(draw_h3fusion.DRAWINGS)
     title, words, _ = parsed((tmp_path / "out" / "steps.svg").read_text(encoding="utf-8"))
-    assert "mean: 15 70.00, 30 70.00, 60 n/a" in words
+    assert "mean: 15 70.00, 25 70.00, 30 n/a" in words
     assert "one seed, no intervals" in title
 
 

@@ -81,6 +81,7 @@ def test_everything_is_run_collected_and_told(place: Place) -> None:
         "result": "conflict.json",
         "seconds": 5400.0,
         "cpu_seconds": 2700.0,
+        "cpu_at_most": 2700.0,
         "steps": 3,
         "steps_without_cpu": 0,
     }
@@ -156,15 +157,26 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(place: Place) -> None:
 def test_time_is_summed_without_what_was_replaced(tmp_path: Path) -> None:
     for name, content in (
         ("a/one", {"seconds": 10.0, "cpu_seconds": 4.0}),
-        ("a/two/deep", {"seconds": 5.0}),
+        ("a/two/deep", {"seconds": 5.0, "machine": {"cores": 2}}),
         ("b/one", {"seconds": 1.0, "cpu_seconds": 2.5}),
         ("a/.superseded/one-1", {"seconds": 100.0, "cpu_seconds": 100.0}),
     ):
         write_json(tmp_path / name / "record.json", {"identity": "x", **content})
     found = evidence.spent([tmp_path / "a", tmp_path / "b"])
-    assert found == evidence.Spent(16.0, 6.5, 3, 1)
+    assert found == evidence.Spent(16.0, 6.5, 16.5, 3, 1)
     assert "without 1 of 3 steps" in str(found)
-    assert evidence.spent([tmp_path / "none"]) == evidence.Spent(0, 0, 0, 0)
+    assert evidence.spent([tmp_path / "none"]) == evidence.Spent(0, 0, 0, 0, 0)
+
+
+def test_runs_made_elsewhere_are_counted(place: Place, tmp_path: Path) -> None:
+    write_json(tmp_path / "x" / "record.json", {"identity": "x", "seconds": 7200.0, "machine": {"cores": 2}})
+    rows = (Row("alignx", "script.py", "alignx.json"),)
+    (told,) = evidence.count(rows, [f"alignx={tmp_path / 'x'}"], place)
+    assert told.startswith("alignx: 2.00 h wall, 0.00 h of processor time without 1 of 1 steps")
+    assert evidence.claims.at_most(place.results) == {"alignx.json": 14400.0}
+    for bad in ("none=/tmp", f"alignx={tmp_path / 'absent'}", "alignx"):
+        with pytest.raises(InputError, match="wanted NAME=FOLDER of alignx"):
+            list(evidence.count(rows, [bad], place))
 
 
 def test_a_script_that_fails_says_why(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

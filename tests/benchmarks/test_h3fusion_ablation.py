@@ -8,7 +8,8 @@ import h3fusion_ablation as ablation
 import pytest
 import torch
 import yaml
-from made_runs import AXES, LAYERS, add_inside, random_factors, write_fused, write_run
+from ablation import scores_of, table_of
+from made_runs import AXES, LAYERS, add_inside, random_factors, write_fused, write_json, write_run
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -136,10 +137,40 @@ def test_tables_show_means_and_paired_differences(tmp_path: Path) -> None:
     assert "Seeds: seed-0, seed-1, seed-2; processor time 180.0 s." in told
 
 
-def test_every_model_of_the_recipe_is_in_a_table() -> None:
-    path = Path(__file__).parents[2] / "recipes" / "h3fusion-ablation.yaml"
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    made = {f"fused:{name}" for name in recipe["variants"]} | {f"mixture:{name}" for name in recipe["mixtures"]}
+def test_every_model_of_the_recipes_is_in_a_table() -> None:
+    made = set()
+    for name in ("h3fusion-ablation", "h3fusion-ablation-real-tiny"):
+        path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        made |= {f"fused:{name}" for name in recipe["variants"]} | {f"mixture:{name}" for name in recipe["mixtures"]}
     shown = {model for _, own in ablation.SWEEPS.values() for model in own.values()}
     shown |= {model for lines in ablation.SCARCE.values() for own in lines.values() for model in own.values()}
     assert shown == made | {"fused", "mixture"}
+
+
+def test_a_sweep_names_the_recipe_s_steps_and_what_was_run(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "seed-0", 50.0, (*MODELS, "fused:steps-25"))
+    found = ablation.sweeps(ablation.collect([folder], {}), ablation.steps_of(folder))
+    assert found["steps"] == {"symbol": "steps", "models": {"25": "fused:steps-25", "120": "fused"}}
+    assert found["top_k"]["models"] == {"2": "fused"}
+
+
+def test_one_run_s_differences_have_intervals_over_prompts(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "seed-0", 50.0)
+    row = {"score": "nll:helpful", "model": "base", "other": "fused", "value": 1.5, "low": 1.0, "high": 2.25}
+    rows = [row, {**row, "model": "fused:gating-0"}, {**row, "score": "mean"}]
+    write_json(folder / "comparisons.json", {"reference": "fused", "rows": rows})
+    table = {"base": {"nll:helpful": [2.0]}}
+    found = ablation.over_prompts(folder, table)
+    assert found == {"run": "seed-0", "differences": {"base": {"nll:helpful": [-1.5, -2.25, -1.0]}}}
+    assert ablation._prompts(found, ["nll:helpful"])[1].endswith("| base | -1.500 (-2.250 to -1.000) |")
+    assert ablation.over_prompts(folder, {"base": {"mean": [2.0]}}) == {}
+
+
+def test_likelihoods_are_shown_where_nothing_is_generated(tmp_path: Path) -> None:
+    table = {"base": {"nll:helpful": [2.0, 4.0], "mc1": [0.5, 0.5], "latency": [1.0, 1.0]}}
+    assert scores_of(table) == (["nll:helpful", "mc1"], 3)
+    assert table_of(table, {"base": "base"}, *scores_of(table), {}).splitlines()[-1] == (
+        "| base | 3.000 (0.000 to 15.706) | 0.500 (0.500 to 0.500) |"
+    )
+    assert "| base | 2.000 |" in table_of({"base": {"nll:helpful": [2.0]}}, {"base": "base"}, ["nll:helpful"], 3, {})

@@ -35,6 +35,11 @@ def test_conflict_by_shared_part(tmp_path: Path) -> None:
     # 10 and 11: mean 10.5, s = 0.707, t = 12.71 for two seeds, reach 6.4.
     assert "| fused − one LoRA on the mixture | – | – | – | 10.5 (4.1 to 16.9) * | – | – |" in told
     assert "### Sharing 0.25 (1 seeds)" in told
+    assert "| sharing | best expert (hindsight) | average | one LoRA on the mixture | fused |" in told
+    assert "| 0 | 40.0 (40.0 to 40.0) | 1.0 (1.0 to 1.0) | 70.0 (70.0 to 70.0) | 80.5 (74.1 to 86.9) |" in told
+    assert "| 0.25 | 40.0 | 1.0 | 70.0 | 80.0 |" in told
+    assert "| sharing | fused − one LoRA on the mixture | fused − average |" in told
+    assert "| 0 | 10.5 (4.1 to 16.9) * | 79.5 (73.1 to 85.9) * |" in told
 
 
 @pytest.mark.parametrize("name", ["seed-0", "sharing-", "sharing-half", "sharing-1.5", "sharing--0.1", "0.5"])

@@ -117,3 +117,13 @@ def test_fusing_pays_only_where_it_is_told_apart(run: Run, make_folder) -> None:
     rows = with_means(score_rows(), **{"scarce:mixture": 92.5})
     assert not fusing_pays(load_run(make_folder(scores=rows)))
     assert not fusing_pays(load_run(make_folder(scores=rows[:6])))
+
+
+def test_with_scarce_data_the_longer_mixture_counts_as_well(make_folder) -> None:
+    for mean, pays, words in (
+        (92.5, False, "for one model tuned longer on the mixture: the intervals overlap"),
+        (70.0, True, "for one model tuned longer on the mixture: the intervals do not overlap, and fused is better."),
+    ):
+        loaded = load_run(make_folder(scores=[*score_rows(), score_row("scarce:longer", "mean", mean, 720)]))
+        assert fusing_pays(loaded) is pays
+        assert words in text_of(loaded)

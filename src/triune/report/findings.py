@@ -147,18 +147,24 @@ def beside(run: Run) -> str:
 
 
 def scarce(run: Run) -> str:
-    """The scarce-data comparison: the fused model against one tuned on the mixture, on the first headline score."""
-    index = score_index(run.scores)
+    """The scarce-data comparison: the fused model against those tuned on the mixture, on the first headline score."""
     for name in headline_scores(run)[:1]:
-        fused, mixture = index.get((SCARCE + FUSED, name)), index.get((f"{SCARCE}mixture", name))
-        if fused is None or mixture is None or math.isnan(fused.value) or math.isnan(mixture.value):
+        fused, others = scarce_pairs(run, name)
+        if fused is None or "mixture" not in others:
             continue
-        pair = verdicts(fused, [(model_phrase("mixture"), mixture)])[0]
+        pairs = " ".join(verdicts(fused, [(model_phrase(model), score) for model, score in others.items()]))
         given = f" ({scarce_setting(run)})" if scarce_setting(run) else ""
-        return (
-            f"With scarce joint data{given} the fused model scores {score_text(fused)} on {score_phrase(name)}. {pair}"
-        )
+        own = f"{score_text(fused)} on {score_phrase(name)}"
+        return f"With scarce joint data{given} the fused model scores {own}. {pairs}"
     return ""
+
+
+def scarce_pairs(run: Run, name: str) -> tuple[Score | None, dict[str, Score]]:
+    """On a score, the fused model of scarce data and what it is held against: stage 2's budget, and that of all."""
+    index = score_index(run.scores)
+    found = {model: index.get((SCARCE + model, name)) for model in (FUSED, "mixture", "longer")}
+    known = {model: score for model, score in found.items() if score is not None and not math.isnan(score.value)}
+    return known.pop(FUSED, None), known
 
 
 def scarce_setting(run: Run) -> str:
@@ -168,12 +174,12 @@ def scarce_setting(run: Run) -> str:
 
 
 def fusing_pays(run: Run) -> bool:
-    """Whether the scarce fused model is better than the scarce mixture on every headline score."""
-    index = score_index(run.scores)
-    pairs = [
-        (index.get((SCARCE + FUSED, name)), index.get((f"{SCARCE}mixture", name))) for name in headline_scores(run)
-    ]
-    return bool(pairs) and all(one and other and compare(one, other) == "better" for one, other in pairs)
+    """Whether the scarce fused model is better than every scarce mixture on every headline score."""
+    pairs = [scarce_pairs(run, name) for name in headline_scores(run)]
+    return bool(pairs) and all(
+        fused and "mixture" in others and all(compare(fused, other) == "better" for other in others.values())
+        for fused, others in pairs
+    )
 
 
 def what_axes(run: Run) -> str:
