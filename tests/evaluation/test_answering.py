@@ -18,7 +18,7 @@ from triune.baselines.subject import Respond, of_model
 from triune.data.rows import load_rows
 from triune.data.templates import render
 from triune.errors import TriuneError
-from triune.evaluation.answering import Asking, answer, read_unanswered
+from triune.evaluation.answering import Asking, answer, ask_part, read_unanswered
 from triune.evaluation.likelihoods import Scorer
 from triune.models.generation import Decoding, generate
 from triune.models.tiny import build_tokenizer, tiny_llama
@@ -169,6 +169,45 @@ def test_an_interruption_changes_nothing_and_only_what_is_missing_is_asked(
     assert watcher.lines[0] == "  4 answers were kept by an interrupted run; only the others are asked"
     assert answer("a", third, prompts_of(LENGTHS), asking) == expected
     assert third.batches == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_parts_ask_the_batches_of_the_whole_between_them(scorer: Scorer, way: str, n: int, tmp_path: Path) -> None:
+    """Seven prompts in four batches; the third of two parts' batches is lost, and asked by the whole."""
+    whole, prompts = Asked(respond(scorer)), prompts_of(LENGTHS)
+    expected = answer("a", whole, prompts, Asking(WAYS[way], 2, count_words))
+    files = tuple(tmp_path / f"part-{i}.jsonl" for i in range(n))
+    asking = Asking(WAYS[way], 2, count_words, tmp_path / "answers.jsonl", "model 1", kept_by=files)
+    asked: list[list[list[str]]] = []
+    for i, file in enumerate(files):
+        own = Asked(respond(scorer))
+        ask_part("a", own, prompts, replace(asking, keep=file, kept_by=()), (i, n))
+        asked.append(own.batches)
+    assert asked == [whole.batches[i::n] for i in range(n)]
+    third = Asked(respond(scorer))
+    assert answer("a", third, prompts, asking) == expected
+    assert third.batches == []
+    kept = files[0].read_text().splitlines()
+    files[0].write_text("\n".join(kept[:-1]) + "\n")  # as if it had been killed in its last batch
+    (tmp_path / "answers.jsonl").unlink()
+    fourth, watcher = Asked(respond(scorer)), Teller()
+    assert answer("a", fourth, prompts, asking, watcher) == expected
+    assert fourth.batches == [asked[0][-1]]
+    assert watcher.done == len(LENGTHS)
+    assert not any("interrupted" in line for line in watcher.lines)
+
+
+def test_a_part_of_another_job_is_not_used(scorer: Scorer, tmp_path: Path) -> None:
+    asking = Asking(WAYS["greedy"], 2, count_words, tmp_path / "part.jsonl", "model 1")
+    ask_part("a", Asked(respond(scorer)), prompts_of(LENGTHS), asking, (0, 2))
+    other, watcher = Asked(respond(scorer)), Teller()
+    mine = replace(asking, keep=tmp_path / "mine.jsonl", kept_by=(tmp_path / "part.jsonl",), identity="model 2")
+    answer("a", other, prompts_of(LENGTHS), mine, watcher)
+    assert len(other.batches) == 4
+    assert watcher.lines[0].endswith(
+        "part.jsonl has the answers of another model, other prompts or settings, and is not used"
+    )
 
 
 def test_a_line_cut_in_two_is_asked_again_and_another_job_from_the_start(scorer: Scorer, tmp_path: Path) -> None:

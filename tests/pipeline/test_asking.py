@@ -19,7 +19,7 @@ from triune.models.generation import Decoding, generate
 from triune.models.loading import load_base
 from triune.models.tiny import build_tokenizer, tiny_llama
 from triune.pipeline import examine
-from triune.pipeline.evaluating import Exam, observe
+from triune.pipeline.evaluating import Exam, observe, observe_part
 from triune.pipeline.serving import observe_served
 from triune.pipeline.verbs import Context
 from triune.progress import SILENT, Advance
@@ -97,6 +97,22 @@ def test_an_interrupted_evaluation_keeps_its_answers(world: Path, tmp_path: Path
     asked = [render("dialogue", text, tokenizer) for text in TEXTS]
     assert [s.response for s in samples] == generate(model, tokenizer, asked, Decoding(4), batch_size=5)
     assert sum(json.loads((out / "endings.json").read_text())["counts"].values()) == len(TEXTS)
+
+
+def test_parts_of_an_evaluation_are_taken_over_and_gone(world: Path, tmp_path: Path) -> None:
+    exam, out = Exam(world / "data", batch_size=2, new_tokens=4), tmp_path / "samples" / "base"
+    for i in (0, 2, 3):  # of three batches the second is left to the step; there is no fourth
+        observe_part(context(world), "base", None, exam, out, part=(i, 4))
+    place = tmp_path / "samples" / ".base.checkpoint"
+    assert sorted(p.name for p in place.iterdir()) == [f"asked-{i}-of-4.samples.partial.jsonl" for i in (0, 2)]
+    observe(context(world), "base", None, exam, out)
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["base"]
+    observe(context(world), "base", None, exam, tmp_path / "whole")
+    for name in ("samples.jsonl", "endings.json", "likelihoods.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert read_record(out)["identity"] == read_record(tmp_path / "whole")["identity"]
+    observe_part(context(world), "base", None, exam, out, part=(0, 4))
+    assert not place.exists()
 
 
 def test_a_server_is_a_row(world: Path, tmp_path: Path) -> None:

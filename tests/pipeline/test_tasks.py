@@ -11,14 +11,17 @@ import pytest
 
 from triune.data.preparing import prepare
 from triune.errors import InputError
+from triune.pipeline.exam import Exam
 from triune.pipeline.planning import Planned, Run, plan
 from triune.pipeline.running import demo_recipe
+from triune.pipeline.serving import observe_model
 from triune.pipeline.tasks import Task, needs_of, rebound, step_of, tasks_of
 from triune.pipeline.verbs import Context
 from triune.progress import SILENT
 from triune.recipe import Base, Recipe
 from triune.recipe_file import parse_recipe, to_yaml
 from triune.record import Step, finished
+from triune.served_settings import Served
 
 OUT = Path("run")
 TINY = {
@@ -115,6 +118,28 @@ def test_a_step_is_bound_anew_and_told_of_by_a_dry_run(tmp_path: Path) -> None:
     bound = rebound(task.work, seed=7)
     assert isinstance(bound, partial)
     assert bound.args[0].seed == 7
+
+
+def test_a_models_prompts_are_shared_among_tasks_before_its_step(tmp_path: Path) -> None:
+    recipe = tiny(compare=["base", "fused"], scarce=None)
+    whole, shared = (tasks_of(steps_of(recipe), OUT, shards) for shards in (1, 3))
+    parts = [f"samples/fused, answers {i} of 3" for i in (1, 2, 3)]
+    assert [name for name in shared if name not in whole] == [
+        f"samples/{model}, answers {i} of 3" for model in ("base", "fused") for i in (1, 2, 3)
+    ]
+    assert shared["samples/fused"].needs == (*whole["samples/fused"].needs, *parts)
+    for i, name in enumerate(parts):
+        task = shared[name]
+        assert (task.part, task.folder, task.needs) == (True, OUT / "samples/fused", whole["samples/fused"].needs)
+        assert isinstance(task.work, partial)
+        assert task.work.keywords == {"part": (i, 3)}
+    assert not any(task.part for task in whole.values())
+
+
+def test_the_prompts_of_a_served_model_are_not_shared() -> None:
+    by = Served(base_url="http://127.0.0.1:9/v1", model="m")
+    work = partial(observe_model, Context(Base(path="base")), "theirs", by, Exam(OUT / "data"), OUT / "samples/theirs")
+    assert list(tasks_of({"samples/theirs": work}, OUT, 3)) == ["samples/theirs"]
 
 
 def closure(needs: Mapping[str, Iterable[str]], name: str) -> set[str]:

@@ -19,12 +19,15 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Steps at 
 Cpus = Annotated[int | None, typer.Option("--cpus", min=1, help="Cores and threads a step.")]
 Gpus = Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs a step, with --engine ray.")]
 Retries = Annotated[int, typer.Option("--retries", min=0, help="Times a step is begun again whose worker died.")]
+Shards = Annotated[
+    int, typer.Option("--shards", min=1, help="Tasks that share each model's prompts, with several steps at once.")
+]
 
 
-def engine_from(kind: str, workers: int | None, cpus: int | None, gpus: float, retries: int) -> "Engine":
+def engine_from(kind: str, workers: int | None, cpus: int | None, gpus: float, retries: int, shards: int) -> "Engine":
     """The engine, checked. Raises InputError as `check_engine`."""
     from triune.pipeline.engines import Engine, check_engine
 
-    engine = Engine(kind, workers, cpus, gpus, retries)
+    engine = Engine(kind, workers, cpus, gpus, retries, shards)
     check_engine(engine)
     return engine

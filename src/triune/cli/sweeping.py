@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from triune.cli.engine_options import Cpus, Gpus, Kind, Retries, Workers, engine_from
+from triune.cli.engine_options import Cpus, Gpus, Kind, Retries, Shards, Workers, engine_from
 from triune.cli.options import Out, out_console, terminal
 
 
@@ -26,12 +26,13 @@ def sweep(
     cpus: Cpus = None,
     gpus: Gpus = 0.0,
     retries: Retries = 2,
+    shards: Shards = 1,
 ) -> None:
     """A recipe at every point of a grid; what points have in common is made once. One page compares them."""
     from triune import pipeline
     from triune.pipeline.grids import expand
 
-    chosen = engine_from(engine, workers, cpus, gpus, retries)
+    chosen = engine_from(engine, workers, cpus, gpus, retries, shards)
     points = expand(recipe, keys, quick=quick, yes=yes)
     folder = pipeline.sweep(points, out, terminal(), dry=dry_run, engine=chosen)
     if not dry_run:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from triune.cli.engine_options import Cpus, Gpus, Kind, Retries, Workers, engine_from
+from triune.cli.engine_options import Cpus, Gpus, Kind, Retries, Shards, Workers, engine_from
 from triune.cli.options import Out, Overrides, Seed, close, terminal
 from triune.errors import InputError
 
@@ -33,6 +33,7 @@ def run(
     cpus: Cpus = None,
     gpus: Gpus = 0.0,
     retries: Retries = 2,
+    shards: Shards = 1,
 ) -> None:
     """Everything that a recipe says; a second run skips what is finished."""
     from triune.recipe_file import load_recipe, recipe_schema
@@ -42,7 +43,7 @@ def run(
         return
     if recipe is None:
         raise InputError("no recipe given; see recipes/ for examples, or `triune run --schema`")
-    chosen = engine_from(engine, workers, cpus, gpus, retries)
+    chosen = engine_from(engine, workers, cpus, gpus, retries, shards)
     loaded = load_recipe(recipe, quick=quick, overrides=overrides or [])
     from triune import pipeline
 

@@ -37,7 +37,8 @@ class Asking:
     """How prompts are asked: `decoding`, batches of at most `batch_size`, longest first by `length` of a prompt.
 
     keep: the file that answers are kept in while not all are there, None for nowhere; identity: what determines the
-    answers beside prompts and decoding (the model).
+    answers beside prompts and decoding (the model); kept_by: files in which parts of the same job (`ask_part`) kept
+    theirs.
     """
 
     decoding: Decoding
@@ -45,6 +46,7 @@ class Asking:
     length: Callable[[str], int] = len
     keep: Path | None = None
     identity: str = ""
+    kept_by: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,49 @@ def answer(
         TriuneError: one prompt alone does not fit in the GPU's memory, or the disk refuses.
     """
     rows = [row for found in prompts.values() for row in found]
+    answers = _ask_all(name, respond, rows, asking, progress)
+    done = Answered(
+        [Sample(name, row.benchmark, i, row.prompt, answers[i].text) for i, row in enumerate(rows)],
+        [answers[i].ended for i in range(len(rows))],
+    )
+    _say(name, done, asking.decoding, progress)
+    return done
+
+
+def ask_part(
+    name: str,
+    respond: Respond,
+    prompts: Mapping[str, Sequence[BenchmarkPrompt]],
+    asking: Asking,
+    part: tuple[int, int],
+    progress: Progress = SILENT,
+) -> None:
+    """Ask part (i, n) of what `answer` asks, i from 0: every n-th of the same batches, kept in `asking.keep`.
+
+    An `answer` with this file among its `kept_by` takes them over, so that the answers are those of one call, bit for
+    bit on like machines: the batches are the same. Raises as `answer`.
+    """
+    rows = [row for found in prompts.values() for row in found]
+    _ask_all(name, respond, rows, asking, progress, part)
+
+
+def _ask_all(
+    name: str,
+    respond: Respond,
+    rows: Sequence[BenchmarkPrompt],
+    asking: Asking,
+    progress: Progress,
+    part: tuple[int, int] = (0, 1),
+) -> dict[int, Text]:
+    """The answers by the prompts' numbers, of a part's own batches."""
     texts = [row.prompt for row in rows]
     kept = KeptAnswers(asking.keep, _job(name, rows, asking), asking.batch_size)
-    kept.read(progress.say)
+    kept.read(progress.say, asking.kept_by)
     order = sorted(range(len(rows)), key=lambda index: -asking.length(texts[index]))
-    left = [index for index in order if index not in kept.found]
-    with progress.task(f"answers of {name}", len(rows)) as advance:
-        advance(len(rows) - len(left))
+    own = [index for place, index in enumerate(order) if place // asking.batch_size % part[1] == part[0]]
+    left = [index for index in own if index not in kept.found]
+    with progress.task(f"answers of {name}", len(own)) as advance:
+        advance(len(own) - len(left))
         watcher = _Lines(progress)
         while left:
             batch = left[: kept.batch_size]
@@ -125,13 +163,7 @@ def answer(
             kept.add(found)
             left = left[len(batch) :]
             advance(len(batch))
-    answers = [kept.found[index] for index in range(len(rows))]
-    done = Answered(
-        [Sample(name, row.benchmark, i, row.prompt, answers[i].text) for i, row in enumerate(rows)],
-        [one.ended for one in answers],
-    )
-    _say(name, done, asking.decoding, progress)
-    return done
+    return kept.found
 
 
 def _job(name: str, rows: Sequence[BenchmarkPrompt], asking: Asking) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,26 +36,33 @@ class KeptAnswers:
         self.found: dict[int, Text] = {}
         self._head = {"format": FORMAT, "job": job, "batch_size": batch_size}
 
-    def read(self, say: Callable[[str], None]) -> None:
-        """Take over what an interrupted call left, and make the file whole; another job's is replaced, and said."""
+    def read(self, say: Callable[[str], None], parts: Iterable[Path] = ()) -> None:
+        """Take over what an interrupted call left, and make the file whole; another job's is replaced, and said.
+
+        `parts` are files in which others kept answers of the same job; they are only read.
+        """
         if self.path is None:
             return
+        for part in parts:
+            self._lines(part, say)
+        asked = len(self.found)
         lines = [json.dumps(self._head)]
         if self.path.is_file():
-            lines += self._lines(self.path.read_bytes().decode("utf-8", errors="replace").split("\n"), say)
+            lines += self._lines(self.path, say)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, "".join(f"{line}\n" for line in lines))
         except OSError as error:
             raise self._refused(error) from error
-        if self.found:
-            say(f"  {len(self.found)} answers were kept by an interrupted run; only the others are asked")
+        if len(self.found) > asked:
+            say(f"  {len(self.found) - asked} answers were kept by an interrupted run; only the others are asked")
 
-    def _lines(self, lines: list[str], say: Callable[[str], None]) -> list[str]:
-        """The usable lines, up to the first that is not."""
+    def _lines(self, path: Path, say: Callable[[str], None]) -> list[str]:
+        """The usable lines of a file, up to the first that is not."""
+        lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
         head, *rest = map(_parsed, lines)
         if head is None or head.get("job") != self._head["job"] or head.get("format") != FORMAT:
-            say(f"  {self.path} has the answers of another model, other prompts or settings, and is not used")
+            say(f"  {path} has the answers of another model, other prompts or settings, and is not used")
             return []
         whole = []
         for line, batch in zip(lines[1:], rest, strict=True):

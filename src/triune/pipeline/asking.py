@@ -7,14 +7,16 @@ from transformers import PreTrainedTokenizerBase
 
 from triune.baselines.subject import Subject
 from triune.data.templates import render
-from triune.evaluation.answering import Answered, Asking, answer
+from triune.evaluation.answering import Answered, Asking, answer, ask_part
 from triune.evaluation.kept_answers import NAME, discard
 from triune.models.encoding import encode_prompt
 from triune.models.generation import Decoding
 from triune.pipeline.exam import Exam, load_prompts
 from triune.pipeline.verbs import Context, checkpoint_place
 from triune.record import Step
-from triune.types import Sample
+from triune.types import BenchmarkPrompt, Sample
+
+ASKED = "asked-"  # begins the names of what parts of the job keep
 
 
 def kept_answers(step: Step) -> Path:
@@ -36,12 +38,11 @@ def ask_as(
 
 def ask_all(name: str, context: Context, step: Step, subject: Subject, exam: Exam) -> Answered:
     """Answers to all prompts, in their order: benchmarks with answers of one length in one stream of batches."""
-    prompts = load_prompts(exam.data)
-    told: dict[str, list[tuple[Sample, str]]] = {benchmark: [] for benchmark in prompts}
-    for length in dict.fromkeys(exam.lengths.get(benchmark, exam.new_tokens) for benchmark in prompts):
-        asked = {own: rows for own, rows in prompts.items() if exam.lengths.get(own, exam.new_tokens) == length}
+    told: dict[str, list[tuple[Sample, str]]] = {benchmark: [] for benchmark in load_prompts(exam.data)}
+    for length, asked in _by_length(exam).items():
         asking = ask_as(context, step, subject.tokenizer, new_tokens=length, batch_size=exam.batch_size)
-        asking = replace(asking, keep=_kept(step, length, exam))
+        place = _kept(step, length, exam)
+        asking = replace(asking, keep=place, kept_by=_kept_by(place))
         done = answer(name, subject.respond, asked, asking, context.progress)
         for sample, ended in zip(done.samples, done.endings, strict=True):
             told[sample.benchmark].append((sample, ended))
@@ -49,10 +50,39 @@ def ask_all(name: str, context: Context, step: Step, subject: Subject, exam: Exa
     return Answered([replace(own, index=place) for place, (own, _) in enumerate(rows)], [ended for _, ended in rows])
 
 
+def has_batches(exam: Exam, part: tuple[int, int]) -> bool:
+    """Whether anything is left to ask for part (i, n)."""
+    return any(sum(map(len, asked.values())) > part[0] * exam.batch_size for asked in _by_length(exam).values())
+
+
+def ask_some(name: str, context: Context, step: Step, subject: Subject, exam: Exam, part: tuple[int, int]) -> None:
+    """Ask part (i, n) of what `ask_all` asks, and keep the answers where that finds them."""
+    for length, asked in _by_length(exam).items():
+        asking = ask_as(context, step, subject.tokenizer, new_tokens=length, batch_size=exam.batch_size)
+        place = _kept(step, length, exam)
+        own = place.with_name(f"{ASKED}{part[0]}-of-{part[1]}.{place.name}")
+        ask_part(name, subject.respond, asked, replace(asking, keep=own), part, context.progress)
+
+
 def discard_kept(step: Step, exam: Exam) -> None:
-    """Remove what `ask_all` kept, once the step has its answers."""
+    """Remove what `ask_all` and `ask_some` kept, once the step has its answers."""
     for length in {exam.new_tokens, *exam.lengths.values()}:
-        discard(_kept(step, length, exam))
+        place = _kept(step, length, exam)
+        for path in (*_kept_by(place), place):
+            discard(path)
+
+
+def _by_length(exam: Exam) -> dict[int, dict[str, list[BenchmarkPrompt]]]:
+    """The prompts of all benchmarks whose answers may be so long, by that length."""
+    found: dict[int, dict[str, list[BenchmarkPrompt]]] = {}
+    for benchmark, rows in load_prompts(exam.data).items():
+        found.setdefault(exam.lengths.get(benchmark, exam.new_tokens), {})[benchmark] = rows
+    return found
+
+
+def _kept_by(place: Path) -> tuple[Path, ...]:
+    """The files in which parts kept answers that belong to this one."""
+    return tuple(sorted(place.parent.glob(f"{ASKED}*.{place.name}")))
 
 
 def _kept(step: Step, length: int, exam: Exam) -> Path:

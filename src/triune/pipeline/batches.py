@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from triune.data.preparing import prepare
@@ -30,12 +31,16 @@ def run_together(
     plans = {folder: plan(run) for folder, run in ready.items()}
     siblings = _siblings(runs) if sharing else []
     tasks = {
-        label: task for folder, steps in plans.items() for label, task in _labelled(folder, steps, siblings).items()
+        label: task
+        for folder, steps in plans.items()
+        for label, task in _labelled(folder, steps, siblings, engine.shards).items()
     }
     skipped: dict[Path, dict[str, bool]] = {folder: {} for folder in plans}
     owners = {f"{folder.name}/{name}": (folder, name) for folder, steps in plans.items() for name in steps}
 
     def done(label: str, before: bool) -> None:
+        if tasks[label].part:
+            return
         folder, name = owners[label]
         skipped[folder][name] = before
         if len(skipped[folder]) == len(plans[folder]):
@@ -51,17 +56,15 @@ def run_together(
         do_tasks(tasks, engine, progress, done)
 
 
-def _labelled(folder: Path, steps: Planned, siblings: Sequence[Path]) -> dict[str, Task]:
+def _labelled(folder: Path, steps: Planned, siblings: Sequence[Path], shards: int) -> dict[str, Task]:
     """A run's tasks under names that have the run's."""
     return {
-        f"{folder.name}/{name}": Task(
-            task.work,
-            task.folder,
-            tuple(f"{folder.name}/{need}" for need in task.needs),
-            task.alone,
-            tuple(place / name for place in siblings if place != folder),
+        f"{folder.name}/{name}": replace(
+            task,
+            needs=tuple(f"{folder.name}/{need}" for need in task.needs),
+            shelf=tuple(place / task.folder.relative_to(folder) for place in siblings if place != folder),
         )
-        for name, task in tasks_of(steps, folder).items()
+        for name, task in tasks_of(steps, folder, shards).items()
     }
 
 

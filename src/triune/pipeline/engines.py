@@ -9,7 +9,7 @@ from typing import Any
 from triune.errors import InputError
 from triune.pipeline.pools import Pool
 from triune.pipeline.process_pool import open_processes
-from triune.pipeline.ray_pool import open_ray
+from triune.pipeline.ray_pool import check_cluster, open_ray
 from triune.pipeline.scheduling import Done, in_parallel
 from triune.pipeline.sharing import share
 from triune.pipeline.tasks import Task, step_of
@@ -23,7 +23,7 @@ class Engine:
 
     workers: steps at once (None: as many as the cores, or Ray's cluster, allow); cpus: cores and torch threads a
     step (None: the cores shared out among the workers, and 1 on Ray); gpus: GPUs a step, on Ray only; retries: how
-    often a step is begun again whose worker died.
+    often a step is begun again whose worker died; shards: tasks that share the prompts of each model.
     """
 
     kind: str = "local"
@@ -31,6 +31,7 @@ class Engine:
     cpus: int | None = None
     gpus: float = 0.0
     retries: int = 2
+    shards: int = 1
 
     @property
     def parallel(self) -> bool:
@@ -56,16 +57,18 @@ def check_engine(engine: Engine) -> None:
             "--engine ray needs Ray, which is not installed: pip install 'triune[ray]'; --engine processes needs "
             "nothing more"
         )
-    low = [name for name in ("workers", "cpus") if (value := getattr(engine, name)) is not None and value < 1]
-    if low or engine.gpus < 0 or engine.retries < 0:
-        raise InputError("workers and cpus are 1 or more, gpus and retries 0 or more; give others")
-    if not engine.parallel and (engine.workers, engine.cpus, engine.gpus) != (None, None, 0.0):
+    counts = (engine.workers, engine.cpus, engine.shards)
+    if any(value is not None and value < 1 for value in counts) or engine.gpus < 0 or engine.retries < 0:
+        raise InputError("workers, cpus and shards are 1 or more, gpus and retries 0 or more; give others")
+    if not engine.parallel and (engine.workers, engine.cpus, engine.gpus, engine.shards) != (None, None, 0.0, 1):
         raise InputError(
-            "--workers, --cpus and --gpus are of --engine processes or ray; the local engine does one step after the "
-            "other in this process"
+            "--workers, --cpus, --gpus and --shards are of --engine processes or ray; the local engine does one step "
+            "after the other in this process"
         )
     if engine.kind == "processes" and engine.gpus:
         raise InputError("--gpus is of --engine ray, which hands out GPUs; leave it out, or choose ray")
+    if engine.kind == "ray":
+        check_cluster()
 
 
 def do_tasks(tasks: Mapping[str, Task], engine: Engine, progress: Progress, done: Done) -> None:

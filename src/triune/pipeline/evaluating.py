@@ -16,23 +16,32 @@ from triune.models.encoding import pad_id
 from triune.models.likelihood import hidden_states
 from triune.models.store import save_tensors
 from triune.parsing import read_json
-from triune.pipeline.asking import ask_all, discard_kept
+from triune.pipeline.asking import ask_all, ask_some, discard_kept, has_batches
 from triune.pipeline.exam import VERDICTS, Exam, costs_folder, exact_prompts, load_prompts, samples_folder
 from triune.pipeline.judging import judge_answers
 from triune.pipeline.observed_routing import observe_routing
 from triune.pipeline.scoring_step import score
 from triune.pipeline.verbs import Context, unless_finished
-from triune.record import Step, identify, write_json
+from triune.record import Step, finished, identify, write_json
 from triune.types import Example, Preference, Question
 
-__all__ = ["Exam", "costs_folder", "evaluate", "load_prompts", "measure_cost", "observe", "samples_folder", "score"]
+__all__ = [
+    "Exam",
+    "costs_folder",
+    "evaluate",
+    "load_prompts",
+    "measure_cost",
+    "observe",
+    "observe_part",
+    "samples_folder",
+    "score",
+]
 
 
 def observe(context: Context, name: str, model: Path | None, exam: Exam, out: Path) -> Path:
     """Load one model once and save all that scores need: answers, likelihoods, hidden states, routing, size."""
     data = exam.data
-    inputs = {"model": identify(model or context.folder), "base": identify(context.folder), "data": identify(data)}
-    step = Step(out, "observe", context.settings(name=name, **exam.limits), inputs)
+    step = _observing(context, name, model, exam, out)
     with unless_finished(step, context) as draft:
         if draft is not None:
             subject = open_subject(model, context.base)
@@ -53,6 +62,30 @@ def observe(context: Context, name: str, model: Path | None, exam: Exam, out: Pa
             write_json(draft / "size.json", size(subject))
             discard_kept(step, exam)
     return out
+
+
+def observe_part(
+    context: Context, name: str, model: Path | None, exam: Exam, out: Path, *, part: tuple[int, int]
+) -> Path:
+    """Ask part (i, n) of the prompts that `observe` asks, i from 0, and keep the answers for it.
+
+    Several parts may be under way at once, each with a model of its own in memory. The step itself stays unfinished.
+    """
+    step = _observing(context, name, model, exam, out)
+    if context.dry and context.notice is not None:
+        context.notice(step)
+    elif not (context.dry or finished(step)) and has_batches(exam, part):
+        ask_some(name, context, step, open_subject(model, context.base), exam, part)
+    return out
+
+
+def _observing(context: Context, name: str, model: Path | None, exam: Exam, out: Path) -> Step:
+    inputs = {
+        "model": identify(model or context.folder),
+        "base": identify(context.folder),
+        "data": identify(exam.data),
+    }
+    return Step(out, "observe", context.settings(name=name, **exam.limits), inputs)
 
 
 def measure_cost(context: Context, name: str, model: Path | None, exam: Exam, out: Path) -> Path:

@@ -79,7 +79,7 @@ def run(recipe: Recipe, out: Path, progress: Progress = SILENT, *, dry: bool = F
 def _do(steps: Planned, out: Path, engine: Engine, progress: Progress) -> dict[str, bool]:
     """Do every step; says of each whether it had been finished before."""
     skipped: dict[str, bool] = {}
-    do_tasks(tasks_of(steps, out), engine, progress, skipped.__setitem__)
+    do_tasks(tasks_of(steps, out, engine.shards), engine, progress, skipped.__setitem__)
     return {name: skipped[name] for name in steps}
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from triune.errors import InputError, TriuneError
 from triune.pipeline.pools import Outcome, Pool
-from triune.pipeline.sharing import share
+from triune.pipeline.sharing import holds, share
 from triune.pipeline.tasks import Task, step_of
 from triune.progress import Progress
 from triune.record import RECORD, Step, finished
@@ -72,7 +72,7 @@ def _start_ready(state: _State, pool: Pool, progress: Progress, done: Done) -> N
             if not state.done.issuperset(task.needs) or not _may_start(state, task, pool):
                 continue
             step = _step(state, name)
-            if step is not None and step.identity in state.running.values():
+            if step is not None and _under_way(state, step):
                 continue  # the same is under way elsewhere, and will be taken from there
             state.todo.remove(name)
             changed = True
@@ -93,6 +93,12 @@ def _step(state: _State, name: str) -> Step | None:
     return state.known[name]
 
 
+def _under_way(state: _State, step: Step) -> bool:
+    """Whether another folder's task is at work on the same step. Parts of a step are of one folder."""
+    others = (state.tasks[name] for name, identity in state.running.items() if identity == step.identity)
+    return any(other.folder != step.folder for other in others)
+
+
 def _may_start(state: _State, task: Task, pool: Pool) -> bool:
     alone = any(state.tasks[name].alone for name in state.running)
     return pool.has_room() and not alone and not (task.alone and state.running)
@@ -102,6 +108,8 @@ def _is_there(name: str, step: Step, task: Task, progress: Progress) -> bool:
     if finished(step):
         progress.say(f"{name}: finished before, skipped")
         return True
+    if task.part:
+        return any(holds(folder, step) for folder in task.shelf)  # which the step itself takes over
     source = share(step, task.shelf)
     if source is not None:
         progress.say(f"{name}: the same as {source}, taken from there")

@@ -3,10 +3,11 @@
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from triune.errors import InputError
-from triune.record import RECORD, Step, identify, write_json, writing
+from triune.record import RECORD, Step, finished, write_json, writing
 
 SHARED = "shared.json"  # in a folder that was taken from another run: from where
 WEIGHTS = ".safetensors"
@@ -18,7 +19,7 @@ def share(step: Step, shelf: Iterable[Path]) -> Path | None:
     Weights are linked where the disk allows, the rest is copied: nothing rewrites weights. Raises InputError as
     `writing`.
     """
-    source = next((folder for folder in shelf if _holds(folder, step)), None)
+    source = next((folder for folder in shelf if holds(folder, step)), None)
     if source is None:
         return None
     with writing(step, int(step.settings.get("seed") or 0)) as draft:
@@ -27,11 +28,12 @@ def share(step: Step, shelf: Iterable[Path]) -> Path | None:
     return source
 
 
-def _holds(folder: Path, step: Step) -> bool:
-    if folder == step.folder or not (folder / RECORD).is_file():
+def holds(folder: Path, step: Step) -> bool:
+    """Whether the folder is another one, with a finished result of the step's identity."""
+    if folder == step.folder:
         return False
     try:
-        return identify(folder) == step.identity
+        return finished(replace(step, folder=folder))
     except InputError:  # a record that cannot be read is no offer
         return False
 

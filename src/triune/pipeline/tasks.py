@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from triune.errors import InputError
+from triune.pipeline.evaluating import observe_part
 from triune.pipeline.exam import VERDICTS, Exam
 from triune.pipeline.planning import Planned, Run
+from triune.pipeline.serving import observe_model
 from triune.pipeline.verbs import Context
 from triune.record import Step
+from triune.served_settings import Served
 
 Work = Callable[[], Path]
 # What a step reads that does not stand among its arguments.
@@ -24,7 +27,7 @@ class Task:
     """One step as an engine sees it.
 
     needs: the tasks whose folders it reads; alone: no other task at the same time; shelf: folders in which the same
-    result may stand already.
+    result may stand already; part: it does a part of the step in `folder`, which another task finishes.
     """
 
     work: Work
@@ -32,12 +35,28 @@ class Task:
     needs: tuple[str, ...] = ()
     alone: bool = False
     shelf: tuple[Path, ...] = ()
+    part: bool = False
 
 
-def tasks_of(steps: Planned, out: Path) -> dict[str, Task]:
-    """A run's steps in order, each with its needs."""
+def tasks_of(steps: Planned, out: Path, shards: int = 1) -> dict[str, Task]:
+    """A run's steps in order, each with its needs; a model's prompts are asked by `shards` tasks before its step."""
     needs = needs_of(steps, out)
-    return {name: Task(work, out / name, needs[name], name.startswith(ALONE)) for name, work in steps.items()}
+    found: dict[str, Task] = {}
+    for name, work in steps.items():
+        task = Task(work, out / name, needs[name], name.startswith(ALONE))
+        parts = _parts(name, task, shards) if shards > 1 else {}
+        found |= parts
+        found[name] = replace(task, needs=(*task.needs, *parts))
+    return found
+
+
+def _parts(name: str, task: Task, n: int) -> dict[str, Task]:
+    """The tasks that ask a model's prompts; none where the step asks no model of this machine."""
+    work = task.work
+    if not isinstance(work, partial) or work.func is not observe_model or isinstance(work.args[2], Served):
+        return {}
+    own = [partial(observe_part, *work.args, part=(i, n)) for i in range(n)]
+    return {f"{name}, answers {i + 1} of {n}": replace(task, work=one, part=True) for i, one in enumerate(own)}
 
 
 def needs_of(steps: Planned, out: Path) -> dict[str, tuple[str, ...]]:
