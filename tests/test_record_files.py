@@ -75,6 +75,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert names(tmp_path) == ["scores.json"]
 
 
+def test_a_read_only_disk_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *given: object, **more: object) -> None:
+        raise OSError(errno.EROFS, "opened" if given else "removed", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="opened"):
+        write_text(tmp_path / "scores.json", "new")
+
+
 def test_json_is_what_any_reader_accepts(tmp_path: Path) -> None:
     nothing = Score("nll", math.nan, 0, math.nan, math.nan, "lower", "nats", "none", Agreement(0.5, 2, "made up"))
     value = {

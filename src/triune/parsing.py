@@ -15,7 +15,7 @@ from triune.errors import InputError
 
 MAX_DEPTH = 100  # lists in lists in lists …
 MAX_BITS = 1024  # of a whole number: what a float can hold; Python refuses to print those above 4,300 digits
-MAX_YAML = 2_000_000  # characters; PyYAML reads about 100,000 a second
+MAX_YAML = 500_000  # characters; PyYAML reads about 100,000 a second
 MAX_NODES = 200_000  # of YAML, each alias counted as all that it stands for
 # What PyYAML's constructors raise, beside YAMLError, over `!!int ""`, `!!bool x`, `!!timestamp x`, the 40th of May …
 _STRANGE = (ValueError, IndexError, KeyError, AttributeError, TypeError, OverflowError, RecursionError)
@@ -85,12 +85,19 @@ def parse_yaml(text: str) -> Any:
 
     Raises yaml.YAMLError where it is no YAML, over MAX_YAML, MAX_DEPTH, MAX_NODES or MAX_BITS, or contains itself.
     """
-    compose_yaml(text)
+    return construct_yaml(compose_yaml(text))
+
+
+def construct_yaml(node: yaml.Node | None) -> Any:
+    """The value that nodes stand for; `<<` is resolved in the nodes too. Raises yaml.YAMLError as `parse_yaml`."""
+    loader = yaml.SafeLoader("")
     try:
-        value = yaml.safe_load(text)
+        value = None if node is None else loader.construct_document(node)
     except _STRANGE as error:
         said = str(error) if isinstance(error, ValueError) else f"a value that cannot be read ({error!r})"
         raise yaml.YAMLError(said) from error
+    finally:
+        loader.dispose()
     _check_numbers(value)
     return value
 

@@ -19,6 +19,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "files": dict,
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # Python calls only the first two PermissionError
 
 
 class NoRoom(TriuneError):

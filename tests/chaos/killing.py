@@ -1,39 +1,65 @@
-"""A small recipe, processes that run it and are killed, and what a run folder comes to."""
+"""Small recipes, and processes that run them and are killed at chosen moments."""
 
 import json
 import os
+import queue
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from triune.models.store import INDEX_FILE, hash_weights, load_tensors
+from tests.spoiling import AXES, make_world
+from triune.record import LOCK, RECORD
 
 PATIENCE = 900  # seconds for anything, on a busy machine
-POLL = 0.0005
-RECIPE = """\
+POLL = 0.001
+N_ROWS = 12  # an axis
+RUN = ("run", "recipe.yaml", "--out", "out")
+HEAD = """\
 title: Tiny
 base: {path: base, template: plain, max_length: 32}
 axes:
-  helpful: {train: {source: helpful.jsonl, stop: 0.5}, test: {source: helpful.jsonl, start: 0.5}}
-  honest: {train: {source: honest.jsonl, stop: 0.5}, test: {source: honest.jsonl, start: 0.5}}
+  helpful:
+    train: {source: helpful.jsonl, stop: 0.5}
+    calibration: {source: helpful.jsonl, start: 0.5, stop: 0.75}
+    test: {source: helpful.jsonl, start: 0.75}
+  honest:
+    train: {source: honest.jsonl, stop: 0.5}
+    calibration: {source: honest.jsonl, start: 0.5, stop: 0.75}
+    test: {source: honest.jsonl, start: 0.75}
 train: {lora: {rank: 2, alpha: 4}, fit: {steps: 2, batch_size: 2, save_every: 1}}
 fuse: {top_k: 1, router_init: means}
 align: {gating: 0.01, fit: {steps: 2, batch_size: 2, save_every: 1}}
-compare: [base, experts, average, fused]
-evaluate: [{kind: nll}]
 batch_size: 8
 new_tokens: 2
 """
-# What says how long things took, or how much memory, and so differs from run to run.
-MEASURED = {"timings.json", "models.json", "report.html", "report.md", "record.json", "latency.json"}
+FEW_STEPS = f"""{HEAD}
+compare: [base, experts, average, fused]
+evaluate: [{{kind: nll}}]
+"""
+# A step of every kind that needs neither a package of its own nor hours.
+MANY_STEPS = f"""{HEAD}
+mixture: {{lora: {{rank: 2, alpha: 4}}, fit: {{steps: 2, batch_size: 2, save_every: 1}}}}
+calibrate: {{least: 2}}
+variants: {{zero: {{fuse.router_init: zeros}}}}
+scarce:
+  examples: 2
+  train: {{lora: {{rank: 2, alpha: 4}}, fit: {{steps: 2, batch_size: 2, save_every: 1}}}}
+  mixture: {{lora: {{rank: 2, alpha: 4}}, fit: {{steps: 2, batch_size: 2, save_every: 1}}}}
+  align: {{fit: {{steps: 2, batch_size: 2, save_every: 1}}}}
+compare: [base, experts, mixture, sequential, average, ties, ensemble, arrow, variants, fused, calibrated]
+evaluate:
+  - {{kind: nll}}
+  - {{kind: generative, benchmark: local, name: mine, data: {{source: asked.jsonl}}, judge: refusal}}
+judges: {{refusal: {{kind: rule, rule: no_refusal}}}}
+"""
 
 
 @dataclass
@@ -63,11 +89,12 @@ class Child:
 
 
 class Nursery:
-    """Starts command lines one after the other (see nursery.py), in the folder that was last set."""
+    """Starts command lines (see nursery.py), in the folder that was last set."""
 
     def __init__(self) -> None:
         self.folder, self.count = Path(), 0
-        self.last: Child | None = None
+        self.children: dict[int, Child] = {}
+        self.begun: queue.Queue[int] = queue.Queue()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("nursery.py"))],
@@ -76,15 +103,29 @@ class Nursery:
             env=environment,
             text=True,
         )
-        assert self._line() == "ready"
-
-    def _line(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        assert self.process.stdout.readline().strip() == "ready"
+        self.told = threading.Condition()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
-    def start(self, *words: str) -> Child:
-        """Begin a command line; the one before it is ended, should a test have left it."""
-        self._clear()
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            told = json.loads(line)
+            if "begun" in told:
+                self.begun.put(told["begun"])
+                continue
+            with self.told:
+                self.told.wait_for(lambda number=told["ended"]: number in self.children, PATIENCE)
+            child = self.children.pop(told["ended"])
+            child.code = told["code"]
+            child.ended.set()
+
+    def start(self, *words: str, beside: bool = False) -> Child:
+        """Begin a command line; those before it are ended, should a test have left any, unless it is `beside` them."""
+        if not beside:
+            self._clear()
         self.count += 1
         log = self.folder.parent / f"{self.folder.name}-{id(self)}-{self.count}.log"
         assert self.process.stdin is not None
@@ -92,20 +133,16 @@ class Nursery:
             json.dumps({"words": list(words), "folder": str(self.folder), "log": str(log)}) + "\n"
         )
         self.process.stdin.flush()
-        child = Child(int(self._line()), log)
-
-        def watch() -> None:
-            child.code = int(self._line())
-            child.ended.set()
-
-        threading.Thread(target=watch, daemon=True).start()
-        self.last = child
+        child = Child(self.begun.get(timeout=PATIENCE), log)
+        with self.told:
+            self.children[child.number] = child
+            self.told.notify_all()
         return child
 
     def _clear(self) -> None:
-        if self.last is not None and not self.last.ended.is_set():
-            self.last.send(signal.SIGKILL)
-            self.last.wait()
+        for child in list(self.children.values()):
+            child.send(signal.SIGKILL)
+            child.wait()
 
     def close(self) -> None:
         """End the nursery and what it has started."""
@@ -117,6 +154,7 @@ class Nursery:
         finally:
             self.process.kill()
             self.process.wait()
+            self.listener.join(PATIENCE)
             assert self.process.stdout is not None
             self.process.stdout.close()
 
@@ -129,6 +167,18 @@ def nursery() -> Iterator[Nursery]:
         yield own
     finally:
         own.close()
+
+
+def make_chaos_world(place: Path, recipe: str) -> None:
+    """A base, the axes' rows, prompts to answer, and the recipe."""
+    place.mkdir(parents=True)
+    make_world(place)
+    for axis in AXES:
+        shutil.rmtree(place / axis)  # the run trains its own
+        rows = [{"prompt": f"{axis} {i}?", "response": f"answer {i}"} for i in range(N_ROWS)]
+        (place / f"{axis}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "asked.jsonl").write_text("".join(json.dumps({"prompt": f"asked {i}?"}) + "\n" for i in range(4)))
+    (place / "recipe.yaml").write_text(recipe)
 
 
 Moment = Callable[[], bool]
@@ -145,27 +195,46 @@ def draft_of(out: Path, step: str) -> Path:
     return place.with_name(f".{place.name}.draft")
 
 
+def stamps(out: Path, steps: Iterable[str]) -> dict[str, int]:
+    """When each step's draft was last begun; drafts that a killed process left are among them."""
+    locks = {step: draft_of(out, step) / LOCK for step in steps}
+    return {step: lock.stat().st_mtime_ns for step, lock in locks.items() if lock.is_file()}
+
+
 def moment_in(out: Path, step: str, seconds: float, rng: random.Random) -> tuple[str, Moment]:
     """A moment at random while a step is worked on: by time, by the files that it has written, or at its end."""
-    draft, finished = draft_of(out, step), (out / step / "record.json").is_file
-    how = rng.choice(("time", "time", "file", "end"))
-    if how == "end":
-        return f"{step} finished", finished
-    if how == "file":
-        wanted = rng.randint(1, 8)
+    how = rng.choice((at_time, at_time, at_file, at_end))
+    return how(out, step, seconds, rng)
 
-        def written() -> bool:
-            return finished() or (draft / "record.json").is_file() or len(list(draft.rglob("*"))) > wanted
 
-        return f"{step} with {wanted} files", written
-    delay, begun = rng.random() * seconds, list[float]()
+def at_time(out: Path, step: str, seconds: float, rng: random.Random) -> tuple[str, Moment]:
+    """A moment of the step's own time."""
+    draft, finished = draft_of(out, step), (out / step / RECORD).is_file
+    before, delay, begun = stamps(out, [step]), rng.random() * seconds, list[float]()
 
     def late() -> bool:
-        if not begun and draft.is_dir():
+        if not begun and draft.is_dir() and stamps(out, [step]) != before:
             begun.append(time.monotonic())
         return finished() or (bool(begun) and time.monotonic() - begun[0] >= delay)
 
     return f"{step} after {delay:.3f} s", late
+
+
+def at_file(out: Path, step: str, seconds: float, rng: random.Random) -> tuple[str, Moment]:
+    """When the step has written so many files."""
+    draft, finished = draft_of(out, step), (out / step / RECORD).is_file
+    before, wanted = stamps(out, [step]), rng.randint(1, 8)
+
+    def written() -> bool:
+        own = stamps(out, [step]) != before
+        return finished() or (own and ((draft / RECORD).is_file() or len(list(draft.rglob("*"))) > wanted))
+
+    return f"{step} with {wanted} files", written
+
+
+def at_end(out: Path, step: str, seconds: float, rng: random.Random) -> tuple[str, Moment]:
+    """When its result is there."""
+    return f"{step} finished", (out / step / RECORD).is_file
 
 
 def strike(child: Child, moment: Moment, how: signal.Signals) -> int:
@@ -178,41 +247,3 @@ def strike(child: Child, moment: Moment, how: signal.Signals) -> int:
         assert time.monotonic() < end, f"the moment never came: {child.said()}"
         time.sleep(POLL)
     return child.wait()
-
-
-# What a run comes to
-
-
-def weights(out: Path) -> dict[str, Any]:
-    """The hash of every weight file below a run's folder, by its path; tensors, whose order in a file may differ."""
-    found: dict[str, Any] = {}
-    for path in sorted(out.rglob("*.safetensors")):
-        name = path.relative_to(out).as_posix()
-        if path.name == "model.safetensors" or (path.parent / INDEX_FILE).is_file():
-            found[name] = hash_weights(path.parent)
-        else:
-            found[name] = {key: tensor.numpy().tobytes() for key, tensor in load_tensors(path).items()}
-    return found
-
-
-def numbers(out: Path) -> dict[str, bytes]:
-    """Every other file that does not say how long something took, byte for byte."""
-    return {
-        path.relative_to(out).as_posix(): _settled(path)
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in MEASURED
-    }
-
-
-def _settled(path: Path) -> bytes:
-    """A file's bytes; PEFT writes a set as a list, in the order of this process's hashes."""
-    if path.name != "adapter_config.json":
-        return path.read_bytes()
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return json.dumps({**found, "target_modules": sorted(found["target_modules"])}, sort_keys=True).encode()
-
-
-def reported(out: Path) -> list[str]:
-    """The tables of report.md whose numbers are scores: its rows without those of time and memory."""
-    text = (out / "report.md").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if (line.startswith("|") and "%" in line) or "nats" in line]

@@ -147,6 +147,7 @@ def test_nan_states_give_nan_and_no_guess() -> None:
         ({"calibrator_lambdas": [0.6]}, "two finite numbers"),
         ({"calibrator_lambdas": [-0.1, 0.4]}, "two finite numbers"),
         ({"anchor_counts": [20, 20]}, "one number an expert"),
+        ({"calibrator_lambdas": {"a": 1, "b": 2}}, "calibrator_lambdas is .*wanted: a list of numbers"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], said: str) -> None:

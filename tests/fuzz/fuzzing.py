@@ -2,7 +2,7 @@
 
 The rule: whatever a file holds, its reader ends within CPU_SECONDS, without ADDED_BYTES of memory, and either returns
 or raises a TriuneError with a message that can be printed. The fast run draws a few cases, the same each time; the
-long one (@slow) draws new ones for TRIUNE_FUZZ_SECONDS in all and says how many it drew.
+long one (@slow) draws new ones for TRIUNE_FUZZ_SECONDS of CPU time in all and says how many it drew.
 """
 
 import copy
@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, seed, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from triune.errors import TriuneError
-from triune.record import peak_memory_bytes
+from triune.peak_memory import peak_memory_bytes, reset_peak_memory
 
 FAST = 8  # drawn cases a target, beside those found before
 CPU_SECONDS = 20.0
 ADDED_BYTES = 1 << 30
+ADDED_ADDRESSES = 4 << 30
 LONG_SECONDS = float(os.environ.get("TRIUNE_FUZZ_SECONDS", "60"))
 HUGE = 10**30
 WEIRD: tuple[Any, ...] = (
@@ -85,19 +86,24 @@ class Hang(BaseException):
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """End what takes CPU_SECONDS of this process's own time, or fail where it took ADDED_BYTES."""
+def bounded(
+    seconds: float = CPU_SECONDS, n_bytes: int = ADDED_BYTES, addresses: int = ADDED_ADDRESSES
+) -> Iterator[None]:
+    """End what takes `seconds` of this process's own time, or fail where it takes `n_bytes` of memory.
+
+    What asks for over `addresses` at once, touched or not, is refused by the system (MemoryError, RuntimeError).
+    """
 
     def ring(_signal: int, _frame: object) -> None:
-        raise Hang
+        raise Hang(f"over {seconds} s")
 
     before = signal.signal(signal.SIGVTALRM, ring)
+    reset_peak_memory()
     peak = peak_memory_bytes()
-    # Addresses, of which torch holds far more than memory: what is asked for at once and refused.
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + (4 << 30), hard))
-    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + addresses, hard))
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
@@ -105,7 +111,7 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.signal(signal.SIGVTALRM, before)
     grown = peak_memory_bytes() - peak
-    assert grown < ADDED_BYTES, f"{grown:,} bytes more"
+    assert grown < n_bytes, f"{grown:,} bytes more"
 
 
 def keeps_the_rule(target: Target, made: Made) -> None:
@@ -120,30 +126,34 @@ def keeps_the_rule(target: Target, made: Made) -> None:
 
 def fast(target: Target) -> None:
     """The cases found before, and FAST drawn ones, the same in each run."""
+    if target.sound is not None:
+        target.call(target.sound)
+    for made in target.found:
+        try:
+            keeps_the_rule(target, made)
+        except BaseException as error:
+            error.add_note(f"with {made!r:.1000}")
+            raise
 
     @settings(**_quiet(FAST), derandomize=True)
     @given(target.made)
     def once(made: Made) -> None:
         keeps_the_rule(target, made)
 
-    if target.sound is not None:
-        target.call(target.sound)
-    for made in target.found:
-        once = example(made)(once)
     once()
 
 
 def long(target: Target, seconds: float) -> int:
-    """New cases for some seconds; how many."""
-    n, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    """New cases for some seconds of this process's own time; how many."""
+    n, end = 0, time.process_time() + seconds
+    while time.process_time() < end:
 
         @seed(random.SystemRandom().getrandbits(64))
         @settings(**_quiet(100))
         @given(target.made)
         def once(made: Made) -> None:
             nonlocal n
-            if time.monotonic() < end:
+            if time.process_time() < end:
                 n += 1
                 keeps_the_rule(target, made)
 
@@ -156,10 +166,18 @@ def _quiet(n: int) -> dict[str, Any]:
 
 
 def long_all(targets: dict[str, Target], share: float, capsys: Any) -> None:
-    """Every target of a module for its share of LONG_SECONDS; prints the counts."""
-    counts = {name: long(target, LONG_SECONDS * share / len(targets)) for name, target in targets.items()}
+    """Every target of a module for its share of LONG_SECONDS; prints the counts, and fails with all that was found."""
+    counts, faults = {}, []
+    for name, target in targets.items():
+        try:
+            counts[name] = long(target, LONG_SECONDS * share / len(targets))
+        except (Exception, Hang) as error:
+            error.add_note(f"found by the target {name!r}")
+            faults.append(error)
     with capsys.disabled():
-        print(f"\nfuzzed {LONG_SECONDS * share:.0f} s: {counts}")
+        print(f"\nfuzzed {LONG_SECONDS * share:.0f} s: {counts}, {sum(counts.values()):,} cases")
+    if faults:
+        raise BaseExceptionGroup(f"{len(faults)} targets", faults)
     assert all(counts.values())
 
 

@@ -206,6 +206,10 @@ def routers(sound: Path, place: Path) -> Target:
 
     ways = (["../helpful", "harmless", "honest"], ["helpful"], [], 3, ["helpful", "helpful", "honest"], [3, 4, 5])
     found = [signed({**settings, "expert_names": names}) for names in ways]
+    found += [signed({**settings, "expert_ranks": value}) for value in (True, 3, {"up": 3}, {"up": HUGE})]
+    found += [signed({**settings, "router_sha256": value}) for value in (True, 10**290)]
+    lists, none = ("prior_weights", "calibrator_lambdas", "anchor_counts"), ({"a": 1, "b": 2}, "ab", ["a", None], 7)
+    found += [signed({**settings, name: value}) for name in lists for value in none]
     found += [
         signed({**settings, name: value}) for name in ("adapters_sha256", "router_sha256") for value in (3, [], None)
     ]

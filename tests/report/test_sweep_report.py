@@ -67,7 +67,8 @@ def test_the_points_of_one_key_stand_side_by_side(tmp_path: Path) -> None:
     ]
     text = (folder / "report.md").read_text()
     assert "**60.0** [58.0,\u00a062.0]" in text
-    assert "the best is gating=0.1: 60.0 %" in text
+    assert "the best is gating=0.1: 60.0\u00a0% \\[58.0,\u00a062.0\\]." in text
+    assert "Other settings whose interval overlaps with it: 0 of 2." in text
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 2  # the mean, and the facts beside it
     assert "mean of axes against gating, higher is better: 0.0 40.0 [38.0,\u00a042.0]; 0.1 60.0" in page
@@ -121,14 +122,14 @@ def test_what_was_not_measured_is_no_number_and_never_the_best(tmp_path: Path) -
     }
     run = side_by_side(load_sweep(sweep_of(tmp_path / "swept", points)))
     assert math.isnan(run.found[0]["fused", "mean"].value)
-    assert best_of(run, "mean") == 1
+    assert best_of(run, "mean") == (1,)
 
 
 def test_a_score_of_which_less_is_better_has_its_least_for_the_best(tmp_path: Path) -> None:
     folder = one_key(tmp_path / "swept")
     for path in folder.glob("*/scores.json"):
         path.write_text(path.read_text().replace('"higher"', '"lower"'))
-    assert best_of(side_by_side(load_sweep(folder)), "mean") == 0
+    assert best_of(side_by_side(load_sweep(folder)), "mean") == (0,)
 
 
 def test_points_of_other_units_cannot_stand_in_one_table(tmp_path: Path) -> None:
@@ -157,3 +158,16 @@ def test_what_comes_from_files_stays_text(tmp_path: Path) -> None:
     page = write_report(sweep_of(tmp_path / "swept", points)).read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_settings_that_are_equally_good_are_all_the_best_and_no_setting_where_all_are(tmp_path: Path) -> None:
+    values = {"0": 60.0, "0.1": 60.0, "1": 55.0}
+    points = {f"gating={text}": ({"align.gating": float(text)}, value) for text, value in values.items()}
+    folder = sweep_of(tmp_path / "swept", points)
+    write_report(folder)
+    assert best_of(run := side_by_side(load_sweep(folder)), "mean") == (0, 1)
+    assert best_of(run, "facts") == ()
+    text = (folder / "report.md").read_text()
+    assert "the best is gating=0.0; gating=0.1: 60.0" in text
+    assert text.count("**") == 4
+    assert "overlaps with it: 0 of 1." in text

@@ -185,16 +185,8 @@ def triune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 BASES = ("bad-base", "bad-pt", "bad-pkl", "weights.bin", "weights.pt", "weights.pkl", "weights.pth", "weights.ckpt")
 EXPERTS = ("bad-expert", "pkl-expert", *BASES)
-DATA = (
-    "--data",
-    "helpful=helpful.jsonl",
-    "--data",
-    "honest=honest.jsonl",
-    "--template",
-    "plain",
-    "--max-length",
-    "32",
-)
+ROWS = ("--data", "helpful=helpful.jsonl", "--data", "honest=honest.jsonl")
+DATA = (*ROWS, "--template", "plain", "--max-length", "32")
 RECIPE = """
 base: {{path: {base}, template: plain, max_length: 32}}
 axes:
@@ -229,7 +221,7 @@ def with_expert(expert: str) -> dict[str, tuple[str, ...]]:
         "merge": ("merge", "average", "--base", "base", *experts, "--out", "out"),
         "run": ("run", "expert.yaml", "--out", "out"),
         "evaluate": ("evaluate", "recipe.yaml", "--model", f"a={expert}", "--out", "out"),
-        "align": ("align", expert, *DATA, "--out", "out"),
+        "align": ("align", expert, *ROWS, "--out", "out"),
         "calibrate": ("calibrate", expert, "--data", "helpful=helpful.jsonl", "--out", "out"),
         "export": ("export", expert, "--out", "out"),
         "chat": ("chat", expert, "why?"),

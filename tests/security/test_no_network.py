@@ -66,7 +66,9 @@ def blocked(place: Path, *words: str, **more: str) -> subprocess.CompletedProces
 
 
 def test_the_block_blocks(tmp_path: Path) -> None:
-    done = blocked(tmp_path, "chat", "nobody/nothing-of-that-name", "why?")
+    make_world(tmp_path)
+    words = ("--data", "helpful=helpful.jsonl", "--template", "plain", "--max-length", "32", "--out", "out")
+    done = blocked(tmp_path, "train", "--base", "nobody/nothing-of-that-name", *words)
     assert done.returncode == 2, done.stderr
     assert "not in the hub's local cache either, and not downloaded" in done.stderr
     assert (tmp_path / "tried").is_file()

@@ -27,14 +27,15 @@ from compared_runs import answered, write_run
 from fake_run import fake_files, write_folder
 from test_collapse_page import whole
 
+# No alert(): where it runs, a browser without a window waits for ever for the answer.
 # Breaks out of an element, of an attribute in either quotes, of a comment, of a style, of JSON in a script.
 MARK = "taken-over"
 ATTACK = (
-    f"'\"><script>document.title='{MARK}';console.log('{MARK}');alert('{MARK}')</script>"
-    f"<img src=x onerror=\"document.title='{MARK}'\"><svg onload=alert(1)>--></style></script><!--"
+    f"'\"><script>document.title='{MARK}';console.log('{MARK}')</script>"
+    f"<img src=x onerror=\"document.title='{MARK}'\"><svg onload=\"console.log('{MARK}')\">--></style></script><!--"
     f"<a href=\"javascript:document.title='{MARK}'\">x</a>{{{{7*7}}}}$title${{title}}"
 )
-SHORT = f"'\"><script>document.title='{MARK}'</script><img src=x onerror=alert(1)>"
+SHORT = f"'\"><script>document.title='{MARK}'</script><img src=x onerror=console.log(1)>"
 ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "a", "header", "p", "h1", "h2", "h3", "h4", "div", "nav"),
     *("ol", "ul", "li", "main", "section", "footer", "script", "table", "caption", "thead", "tbody", "tr", "th", "td"),

@@ -139,6 +139,9 @@ def check_routing(config: TriuneConfig) -> None:
         raise InputError(f"routing is {config.routing!r}; known: {', '.join(ROUTINGS)}")
     if config.routing == "token":
         return
+    for name in ("prior_weights", "calibrator_lambdas", "anchor_counts"):
+        if not isinstance(getattr(config, name) or [], list | tuple):
+            raise InputError(f"{name} is {getattr(config, name)!r:.60}; wanted: a list of numbers; fuse again")
     d, n_layers, n_experts = config.hidden_size, config.num_hidden_layers, config.num_experts
     check_layer(config.routing_layer, n_layers)
     k, prior, lambdas = config.latent_size, config.prior_weights or [], config.calibrator_lambdas or []

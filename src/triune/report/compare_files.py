@@ -4,6 +4,7 @@ from pathlib import Path
 
 from triune.errors import InputError
 from triune.record import write_json, write_text
+from triune.record_checks import CLOSED
 from triune.report.compare_page import build_comparison_page
 from triune.report.compare_run import Compared
 from triune.report.compare_tables import compared_json, pairs_csv, render_comparison_markdown, scores_csv
@@ -27,6 +28,8 @@ def write_comparison(found: Compared, out: Path) -> Path:
         write_json(out / MARKER, compared_json(found))
         for name, text in texts.items():
             write_text(out / name, text)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
         raise InputError(f"cannot write {error.filename}: {error.strerror}; make {out} writable.") from error
     return out / "report.html"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from triune.errors import InputError
 from triune.record import write_json, write_text
+from triune.record_checks import CLOSED
 from triune.report.across_folder import load_across, seeds_of
 from triune.report.across_markdown import render_across_markdown
 from triune.report.across_page import build_across_page
@@ -70,5 +71,7 @@ def _write(folder: Path, texts: Mapping[str, str], values: Mapping[str, object])
             write_json(folder / name, value)
         for name, text in texts.items():
             write_text(folder / name, text)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
         raise InputError(f"cannot write {error.filename}: {error.strerror}; make {folder} writable.") from error

@@ -22,6 +22,7 @@ def build_sweep_page(run: SweepRun) -> str:
         lead=lead(run),
         kicker="Triune sweep",
         skip=("scores", "scores"),
+        styles=("sweep.css",),
         files='Also in this folder: <a href="report.md">report.md</a>, <a href="sweep.csv">sweep.csv</a>, '
         '<a href="sweep.json">sweep.json</a>. <a href="#caveats">What this does not show</a>. '
         '<a href="#points">The points\' own pages</a>.',
@@ -37,7 +38,7 @@ def scores(run: SweepRun) -> Section:
     rows = [
         (
             escape(setting_name(setting.values)),
-            [_cell(row.get((run.subject, name)), best[name] == place) for name in run.headlines],
+            [_cell(row.get((run.subject, name)), place in best[name]) for name in run.headlines],
         )
         for place, (setting, row) in enumerate(zip(run.settings, run.found, strict=True))
     ]

@@ -50,7 +50,7 @@ def _scores(run: SweepRun) -> str:
     rows = []
     for place, (setting, found) in enumerate(zip(run.settings, run.found, strict=True)):
         cells = [inline(value_name(value)) for value in setting.values.values()] or [setting_name({})]
-        rows.append([*cells, *(_cell(found.get((run.subject, name)), best[name] == place) for name in names)])
+        rows.append([*cells, *(_cell(found.get((run.subject, name)), place in best[name]) for name in names)])
     return f"{table(head, rows)}\n\nValue [95 % interval]; bold: the best value of its column."
 
 

@@ -46,14 +46,16 @@ def interval(found: Found) -> str:
     return f"[{value_text(found.low, found.unit)},{NO_BREAK_SPACE}{value_text(found.high, found.unit)}]"
 
 
-def best_of(run: SweepRun, name: str) -> int | None:
-    """The setting whose mean is best on a score of the page's model; None where no side is better."""
+def best_of(run: SweepRun, name: str) -> tuple[int, ...]:
+    """The settings whose value is best on a score of the page's model: none where all are equally good."""
     rows = [(place, row.get((run.subject, name))) for place, row in enumerate(run.found)]
     known = [(place, row) for place, row in rows if row is not None and not math.isnan(row.value)]
     if not known or known[0][1].better == "neither":
-        return None
-    sign = 1.0 if known[0][1].better == "higher" else -1.0
-    return max(known, key=lambda pair: sign * pair[1].value)[0]
+        return ()
+    values = [row.value for _, row in known]
+    top = max(values) if known[0][1].better == "higher" else min(values)
+    best = tuple(place for place, row in known if row.value == top)
+    return best if len(best) < len(known) or len(known) == 1 else ()
 
 
 def lead(run: SweepRun) -> tuple[str, ...]:
@@ -65,13 +67,24 @@ def lead(run: SweepRun) -> tuple[str, ...]:
     if run.swept.unfinished:
         said.append(f"Not in here, because unfinished: {listed(list(run.swept.unfinished))}.")
     for name in run.headlines[:1]:
-        place = best_of(run, name)
-        if place is not None and len(run.settings) > 1:
-            found = run.found[place][run.subject, name]
-            value = f"{value_text(found.value, found.unit)} {found.unit} {interval(found)}".strip()
-            where = setting_name(run.settings[place].values)
-            said.append(f"On {score_phrase(name)} ({DIRECTIONS[found.better]}) the best is {where}: {value}.")
+        places = best_of(run, name)
+        if places and len(run.settings) > 1:
+            said.append(_best(run, name, places))
     return tuple(said)
+
+
+def _best(run: SweepRun, name: str, places: Sequence[int]) -> str:
+    """Where a score is best, and how many other settings could be as good by their intervals."""
+    found = run.found[places[0]][run.subject, name]
+    value = f"{value_text(found.value, found.unit)}{NO_BREAK_SPACE}{found.unit} {interval(found)}".strip()
+    where = "; ".join(setting_name(run.settings[place].values) for place in places)
+    told = f"On {score_phrase(name)} ({DIRECTIONS[found.better]}) the best is {where}: {value}."
+    others = [row.get((run.subject, name)) for place, row in enumerate(run.found) if place not in places]
+    known = [row for row in others if row is not None and not math.isnan(row.low)]
+    if math.isnan(found.low) or not known:
+        return told
+    reached = sum(row.high >= found.low and row.low <= found.high for row in known)
+    return f"{told} Other settings whose interval overlaps with it: {reached} of {len(known)}."
 
 
 def caveats(run: SweepRun) -> tuple[str, ...]:

@@ -1,0 +1,28 @@
+"""The libraries below send nothing and say nothing of themselves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from triune.libraries import settle_libraries
+
+PROGRAM = "from triune.libraries import settle_libraries; settle_libraries(); import bitsandbytes, peft"
+
+
+def test_telemetry_is_off_whenever_the_hub_library_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    settle_libraries()
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert constants.HF_HUB_DISABLE_TELEMETRY is True
+
+
+def test_importing_what_triune_uses_says_nothing() -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install 'triune[quantised]')")
+    own = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], env=own, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
