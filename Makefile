@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-PYTEST_ARGS ?= $(if $(filter true,$(CI)),--cov=src/triune --cov-report=term:skip-covered,-m "not slow")
+PYTEST_ARGS ?= $(if $(filter true,$(CI)),--cov=src/triune --cov-report=term:skip-covered -m "not long",-m "not slow")
 
 .PHONY: demo test lint audit format setup claims evidence clean
 .DEFAULT_GOAL := demo

@@ -199,7 +199,7 @@ FAULTS: dict[str, Fault] = {
     "an axis without data, in a recipe": (
         nothing,
         lambda: written("axes:\n  helpful: {train: {source: a}}\n  honest:\n"),
-        "my.yaml: 'axes.honest' is empty; it takes calibration, expert, shifted, test, train",
+        "my.yaml: 'axes.honest' is empty; it takes calibration, expert, shifted, streaming, test, train",
     ),
     "an axis without data, in its slice": (
         lambda: Path("honest.jsonl").write_text('{"prompt": "why?", "response": "so"}\n'),

@@ -28,12 +28,12 @@ from triune.pipeline.engines import LOCAL, Engine
 from triune.recipe import Align, Fuse, Recipe, Train
 from triune.report import check_page
 
-ENGINE = ("--engine", "--workers", "--cpus", "--gpus", "--retries")
+ENGINE = ("--engine", "--workers", "--cpus", "--gpus", "--retries", "--shards")
 VERBS = {
     "demo": ["--quick", "--seed", "--out"],
     "run": ["--quick", "--dry-run", "--schema", "--out", *ENGINE],
     "sweep": ["--quick", "--dry-run", "--yes", "--out", *ENGINE],
-    "train": ["--base", "--data", "--out", "--format", "--template", "--max-length", "--seed"],
+    "train": ["--base", "--data", "--out", "--format", "--template", "--max-length", "--seed", "--stream"],
     "check": [
         *("--base", "--expert", "--attention", "--svd-error", "--allow-negated", "--json", "--scan", "--no-scan"),
     ],
@@ -41,7 +41,7 @@ VERBS = {
         *("--base", "--expert", "--attention", "--svd-error", "--allow-negated", "--data", "--out", "--format"),
         *("--template", "--max-length", "--seed"),
     ],
-    "align": ["--data", "--out", "--format", "--seed"],
+    "align": ["--data", "--out", "--format", "--seed", "--stream"],
     "calibrate": ["--data", "--out", "--format", "--seed"],
     "merge": ["--base", "--expert", "--out", "--dense", "--seed"],
     "evaluate": ["--model", "--out"],
@@ -326,17 +326,17 @@ def test_run(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_engine_of_a_run_and_of_a_sweep(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(monkeypatch, "run")
-    words = ("--engine", "processes", "--workers", "3", "--cpus", "2", "--retries", "0")
+    words = ("--engine", "processes", "--workers", "3", "--cpus", "2", "--retries", "0", "--shards", "4")
     assert main("run", "recipe.yaml", *words)[0] == 0
     assert main("run", "recipe.yaml")[0] == 0
-    assert [k["engine"] for _, k in calls] == [Engine("processes", 3, 2, 0.0, 0), LOCAL]
+    assert [k["engine"] for _, k in calls] == [Engine("processes", 3, 2, 0.0, 0, 4), LOCAL]
     swept = spy(monkeypatch, "sweep")
     code, out, _ = main("sweep", "recipe.yaml", "seed=1,2", "--out", "out", "--quick", *words)
     assert code == 0
     assert "The 2 points side by side: file://" in out
     (points, folder, _), named = swept[0]
     assert ([point.recipe.seed for point in points], folder) == ([1, 2], Path("out"))
-    assert named == {"dry": False, "engine": Engine("processes", 3, 2, 0.0, 0)}
+    assert named == {"dry": False, "engine": Engine("processes", 3, 2, 0.0, 0, 4)}
     assert main("sweep", "recipe.yaml", "seed=1,2", "--out", "out", "--dry-run")[1] == ""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "triune"
 ORDER = [
-    {"errors", "types", "progress", "peak_memory", "record_checks"},
+    {"errors", "libraries", "types", "progress", "peak_memory", "record_checks"},
     {"parsing", "settings"},
     {
         "baseline_settings",
@@ -14,6 +14,7 @@ ORDER = [
         "launch_settings",
         "method_settings",
         "presets",
+        "quantised_settings",
         "recipe_variants",
         "served_settings",
     },

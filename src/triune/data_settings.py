@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from triune.settings import Count, Fraction, Settings
 
@@ -40,10 +40,19 @@ class Slice(Settings):
         return self
 
 
+class Streaming(Settings):
+    """Training rows that are read while they are trained on, and never all in memory."""
+
+    buffer: Count = Field(10_000, description="rows that are shuffled together, the most of an axis in memory")
+
+
 class AxisData(Settings):
     """What one axis is trained on, and what its likelihood is measured on."""
 
     train: Slice
+    streaming: Streaming | None = Field(
+        None, description="stream the training rows (true has the defaults); fit.steps must be set then"
+    )
     test: Slice | None = None
     calibration: Slice | None = Field(
         None, description="held-out rows that the routing is calibrated on; never tested"
@@ -56,6 +65,11 @@ class AxisData(Settings):
     expert: str | None = Field(
         None, description="an expert made elsewhere: the folder of an adapter or of a full fine-tune; then not trained"
     )
+
+    @field_validator("streaming", mode="before")
+    @classmethod
+    def _switched(cls, value: object) -> object:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
 class Likelihood(Settings):

@@ -40,6 +40,7 @@ from triune.method_settings import (
     check_injected,
     check_weights,
 )
+from triune.quantised_settings import Quantised, check_quantised
 from triune.recipe_variants import otherwise
 from triune.served_settings import Served, check_served
 from triune.settings import NUMBER, Count, Positive, Settings, Whole
@@ -111,6 +112,7 @@ class Base(Settings):
     template: str = Field("alpaca", description="a name of triune.data.templates.TEMPLATES")
     max_length: Annotated[int, Field(ge=8), NUMBER] = Field(300, description="tokens of prompt and answer (H3Fusion)")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantised: Quantised | None = Field(None, description="hold its linear layers in 4 or 8 bits (bitsandbytes)")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Base":
@@ -202,6 +204,7 @@ class Recipe(Settings):
         self._check_shared()
         self._check_injections()
         self._check_calibration()
+        check_quantised(self)
         for name in self.variants:
             self.variant(name)
         for name in self.mixtures:

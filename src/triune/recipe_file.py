@@ -11,12 +11,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from triune.errors import InputError
-from triune.parsing import compose_yaml, parse_yaml
+from triune.parsing import compose_yaml, construct_yaml, parse_yaml
 from triune.presets import preset, under
 from triune.recipe import Recipe
 from triune.settings import set_dotted
 
 T = TypeVar("T", bound=BaseModel)
+KEYS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}  # what a key may be: a text, or << for another's keys
 # Pydantic's words for what YAML calls otherwise.
 WANTED = {"tuple_type": "a list is wanted", "model_type": "keys are wanted", "dict_type": "keys are wanted"}
 
@@ -70,20 +71,23 @@ def _on_preset(content: dict[str, Any], origin: str) -> dict[str, Any]:
 
 def _read_yaml(text: str, origin: str) -> Any:
     try:
-        node, content = compose_yaml(text), parse_yaml(text)
+        node = compose_yaml(text)
+        if node is not None:
+            _check_keys(node, origin)  # before `<<` is resolved, after which its keys stand there twice
+        return _unshared(construct_yaml(node))
     except yaml.YAMLError as error:
         raise InputError(f"{origin} is not valid YAML: {error}") from error
-    if node is not None:
-        _check_keys(node, origin)
-    return _unshared(content)
 
 
 def _check_keys(node: yaml.Node, origin: str) -> None:
-    """Refuse what YAML takes in silence: a key given twice, of which one would be lost."""
+    """Refuse what YAML takes in silence: a key given twice, of which one would be lost, and `1:`, `no:` or `null:`."""
     known: set[str] = set()
     for item in node.value if isinstance(node, yaml.CollectionNode) else ():
         key, value = item if isinstance(item, tuple) else (None, item)
         if isinstance(key, yaml.ScalarNode):
+            if key.tag not in KEYS:
+                line = f"{origin}:{key.start_mark.line + 1}"
+                raise InputError(f"{line}: the key {key.value!r:.80} is no text in YAML; put it in quotes")
             if key.value in known:
                 raise InputError(f"{origin}:{key.start_mark.line + 1}: {key.value!r} is given twice; keep one")
             known.add(key.value)

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
 
 from tests.experts.conftest import random_rows
 from tests.experts.test_checkpoint import DAMAGES, flip
 from tests.experts.test_fitting import Recorder
 from tests.fusion.conftest import random_base
 from triune.errors import InputError
-from triune.experts import checkpoint
+from triune.experts import checkpoint, processes
 from triune.experts.fitting import Batch, Curve, Job, Objective, StatefulObjective, answer_objective, fit
 from triune.experts.training import with_adapters
 from triune.progress import SILENT
@@ -239,10 +238,11 @@ def test_no_place_for_checkpoints_is_found_before_training(tmp_path: Path) -> No
     trained(job(save_every=1, steps=1))  # without a place nothing is written
 
 
-def test_several_processes_are_refused_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: 2))
-    with pytest.raises(InputError, match="training: several processes keep no checkpoint; leave save_every out"):
-        trained(job(tmp_path, save_every=1))
+def test_processes_that_see_different_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(job(tmp_path, save_every=2, steps=2), answer_objective)
+    monkeypatch.setattr(processes, "agreed", lambda _own: 0)  # the first one sees none
+    with pytest.raises(InputError, match=r"see different checkpoints in .*the first sees step 0.*disk that all"):
+        trained(job(tmp_path, save_every=2, steps=2), answer_objective)
 
 
 def die() -> BaseException:

@@ -284,7 +284,7 @@ FAULTS: dict[str, tuple[str, Damage, Severity, str, bool]] = {
         "harmless",
         edit("config.json", num_hidden_layers=10**12),
         "refused",
-        "num_hidden_layers is 3 in the base and 1000000000000 here",
+        "num_hidden_layers is 1e\\+12; allowed: up to 1,000",
         True,
     ),
     "another window": (
@@ -344,7 +344,7 @@ FAULTS: dict[str, tuple[str, Damage, Severity, str, bool]] = {
         "honest",
         edit("tokenizer_config.json", eos_token=[1, "a"]),
         "warning",
-        "not compared: .* holds a file that cannot be used \\(TypeError: ",
+        "not compared: .* the tokenizer cannot be read: Special token eos_token has to be",
         False,
     ),
     "a tokenizer that panics": ("honest", panicking, "warning", "not compared: .*PanicException", False),
@@ -380,11 +380,11 @@ BASE_FAULTS: dict[str, tuple[Damage, str]] = {
     "another architecture": (edit("config.json", model_type="gpt2"), "model_type 'gpt2'"),
     "layers that are not there": (
         edit("config.json", num_hidden_layers=10**12),
-        "num_hidden_layers 1,000,000,000,000 and the weights have 3",
+        "num_hidden_layers is 1e\\+12; allowed: up to 1,000",
     ),
     "a setting that the library fails on": (
         edit("config.json", hidden_act="wonder"),
-        "a file that cannot be used \\(KeyErr",
+        "config.json describes no model \\(KeyError: 'wonder'\\)",
     ),
     "stop tokens that are none": (
         edit("generation_config.json", eos_token_id=[1, "x"]),

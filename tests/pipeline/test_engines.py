@@ -1,10 +1,12 @@
 """Engines on toy steps: the same results as one after the other, workers that die, steps that fail, what is kept."""
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,13 @@ import pytest
 from tests.pipeline.toy_steps import diamond, identities, values
 from triune.errors import InputError, TriuneError
 from triune.pipeline.engines import LOCAL, Engine, check_engine, do_tasks
+from triune.pipeline.ray_pool import open_ray
 from triune.record import LOCK
 
 ROOT = Path(__file__).parents[2]
+NICENESS = ("RAY_worker_niceness", "0")  # 15 by default, with which a test on a busy machine takes minutes
 ALL = {"a": 1, "b": 11, "c": 101, "d": 1112, "e": 5}
-RAY = pytest.param("ray", marks=pytest.mark.slow)  # starts a cluster for each test
+RAY = pytest.param("ray", marks=pytest.mark.slow)  # needs a cluster
 
 
 class Listener:
@@ -34,9 +38,26 @@ class Listener:
 
 
 def engine_of(kind: str, **own: int) -> Engine:
-    if kind == "ray":
-        pytest.importorskip("ray", reason="Ray is not installed (pip install 'triune[ray]')")
     return Engine(kind, workers=2, cpus=1, **own)
+
+
+@pytest.fixture(autouse=True)
+def _cluster(request: pytest.FixtureRequest) -> None:
+    """For tests on Ray."""
+    if "[ray]" in request.node.name:
+        request.getfixturevalue("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """Ray itself on this machine, started as the engine starts its own, for all tests of this file."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'triune[ray]')")
+    with pytest.MonkeyPatch.context() as own:
+        own.setenv(*NICENESS)
+        pool = open_ray(2, 1, 0.0)
+    yield
+    pool.stop()
+    assert not ray.is_initialized()
 
 
 def do(out: Path, engine: Engine, traps: Path | None = None, *, first: int = 1) -> Listener:
@@ -112,26 +133,33 @@ def test_a_step_that_dies_too_often_fails_by_name_and_the_rest_is_kept(kind: str
 
 
 DRIVER = """
-import sys
+import os, sys
 from pathlib import Path
 from tests.pipeline.toy_steps import diamond
 from triune.pipeline.engines import Engine, do_tasks
 from triune.progress import SILENT
 if __name__ == "__main__":
-    out, traps = map(Path, sys.argv[1:])
-    do_tasks(diamond(out, traps), Engine("processes", workers=2, cpus=1), SILENT, lambda name, before: None)
+    out, traps = map(Path, sys.argv[2:])
+    (traps / "starter").write_text(str(os.getpid()))
+    do_tasks(diamond(out, traps), Engine(sys.argv[1], workers=2, cpus=1), SILENT, lambda name, before: None)
 """
 
 
 @pytest.mark.slow
-def test_a_run_whose_starter_is_killed_leaves_no_worker_and_goes_on_serially(serial: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["processes", "ray: its own"])
+def test_a_run_whose_starter_is_killed_leaves_no_worker_and_goes_on_serially(
+    kind: str, serial: Path, tmp_path: Path
+) -> None:
+    kind = kind.split(":")[0]
+    pytest.importorskip("ray" if kind == "ray" else "multiprocessing")
     traps, out = tmp_path / "traps", tmp_path / "out"
     traps.mkdir()
     (traps / "d-orphan").touch()
     (tmp_path / "driver.py").write_text(DRIVER)
-    command = [sys.executable, str(tmp_path / "driver.py"), str(out), str(traps)]
+    command = [sys.executable, str(tmp_path / "driver.py"), kind, str(out), str(traps)]
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), *sys.path])
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    own = {"PYTHONPATH": paths, **dict([NICENESS])}
+    ended = subprocess.run(command, env={**os.environ, **own}, check=False)
     assert ended.returncode == -signal.SIGKILL
     with (out / ".d.draft" / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # comes when the worker is gone; a test that hangs here has found one left
@@ -166,10 +194,12 @@ def test_changed_settings_are_done_anew_in_parallel_too(tmp_path: Path) -> None:
     ("engine", "message"),
     [
         (Engine("slurm"), "the engine 'slurm' is unknown; known: local, processes, ray"),
-        (Engine("processes", workers=0), "workers and cpus are 1 or more"),
+        (Engine("processes", workers=0), "workers, cpus and shards are 1 or more"),
+        (Engine("processes", shards=0), "workers, cpus and shards are 1 or more"),
         (Engine("processes", retries=-1), "retries 0 or more"),
         (Engine(workers=2), "are of --engine processes or ray"),
-        (Engine("processes", gpus=1), "hands out GPUs"),
+        (Engine(shards=2), "--gpus and --shards are of --engine processes or ray"),
+        (Engine("processes", gpus=1.0), "hands out GPUs"),
     ],
 )
 def test_engines_that_are_refused(engine: Engine, message: str) -> None:
@@ -181,3 +211,36 @@ def test_ray_is_asked_for_by_its_install_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("triune.pipeline.engines.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'triune\[ray\]'"):
         check_engine(Engine("ray"))
+
+
+ALONE = """
+import json, os, signal, sys
+from pathlib import Path
+from tests.pipeline.toy_steps import diamond, values
+from triune.pipeline.engines import Engine, do_tasks
+from triune.progress import SILENT
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    do_tasks(diamond(out), Engine("ray", workers=2, cpus=1), SILENT, lambda name, before: None)
+    import ray
+    from ray._common.usage import usage_lib
+    told = {"values": values(out), "left": ray.is_initialized(), "telemetry": usage_lib.usage_stats_enabled()}
+    told["handler"] = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    print(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own_says_nothing_tells_nobody_and_is_gone(tmp_path: Path) -> None:
+    """Warnings are errors in that process, and Ray's own words on standard error count too."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'triune[ray]')")
+    (tmp_path / "alone.py").write_text(ALONE)
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), *sys.path])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "COV_"))}
+    command = [sys.executable, "-W", "error", str(tmp_path / "alone.py"), str(tmp_path / "out")]
+    own = {**kept, "PYTHONPATH": paths, **dict([NICENESS])}
+    ended = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    assert told == {"values": ALL, "left": False, "telemetry": False, "handler": True}
+    assert "ray" not in ended.stderr.lower()

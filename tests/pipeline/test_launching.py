@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.chaos.killing import FEW_STEPS, make_chaos_world
 from tests.fusion.conftest import random_base, random_experts
 from triune.errors import InputError, TriuneError
 from triune.experts import processes
@@ -84,6 +85,35 @@ def test_the_command_of_the_documentation(context: Context, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("wrote ") == 1
     assert (tmp_path / "expert" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_whole_recipe_whose_training_is_launched(tmp_path: Path) -> None:
+    """Its data, experts, merges, stage 2 and scores: those of one process, and nothing is done again without it."""
+    make_chaos_world(tmp_path / "world", FEW_STEPS)
+    own = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    place = tmp_path / "world"
+
+    def run(out: str, *words: str) -> str:
+        command = [sys.executable, "-m", "triune", "run", "recipe.yaml", "--out", out, *words]
+        done = subprocess.run(command, env=own, cwd=place, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    same = "train.lora.dropout=0"  # which each process draws for itself
+    run("alone", same)
+    run("both", same, "launch.processes=2")
+    one, two = (json.loads((place / out / "scores.json").read_text()) for out in ("alone", "both"))
+    assert len(one) == 10
+    assert [row["model"] + row["score"] for row in one] == [row["model"] + row["score"] for row in two]
+    assert [row["value"] for row in one] == pytest.approx([row["value"] for row in two], rel=1e-4)
+    names = ("experts/helpful", "experts/honest", "fused")
+    identities = [[read_record(place / out / name)["identity"] for name in names] for out in ("alone", "both")]
+    assert identities[0] == identities[1]
+    again = run("both", same)  # without the processes
+    steps = json.loads((place / "both" / "timings.json").read_text())["steps"]
+    assert again.count("finished before, skipped") == len(steps)
 
 
 def test_what_is_started() -> None:

@@ -91,7 +91,9 @@ def _strange(point: Point) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [LOCAL, PROCESSES], ids=["local", "processes"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param(LOCAL, marks=pytest.mark.long), PROCESSES], ids=["local", "processes"]
+)
 def test_a_sweep_is_its_single_runs_with_the_equal_parts_made_once(
     engine: Engine, points: tuple[Point, ...], tmp_path: Path
 ) -> None:
@@ -110,7 +112,7 @@ def test_a_sweep_is_its_single_runs_with_the_equal_parts_made_once(
         r for r in json.loads((alone / "scores.json").read_text()) if (r["model"], r["score"]) == ("fused", "helpful")
     ]
     assert [float(r["value"]) for r in mine] == [r["value"] for r in told]
-    assert "gating=0.5/report.html" in (out / "report.html").read_text()
+    assert 'href="gating%3D0.5/report.html"' in (out / "report.html").read_text()
     before = (out / "report.html").read_bytes()
     listener = Listener()
     sweep(points, out, listener, engine=PROCESSES if engine == LOCAL else LOCAL)
@@ -120,7 +122,7 @@ def test_a_sweep_is_its_single_runs_with_the_equal_parts_made_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["processes", "ray"])
+@pytest.mark.parametrize("kind", [pytest.param("processes", marks=pytest.mark.long), "ray"])
 def test_a_run_in_parallel_has_the_results_of_one_in_order(
     kind: str, points: tuple[Point, ...], tmp_path: Path
 ) -> None:
@@ -128,7 +130,7 @@ def test_a_run_in_parallel_has_the_results_of_one_in_order(
         pytest.importorskip("ray", reason="Ray is not installed (pip install 'triune[ray]')")
     recipe = points[0].recipe
     serial = run(recipe, tmp_path / "serial")
-    parallel = run(recipe, tmp_path / "parallel", engine=Engine(kind, workers=2, cpus=1))
+    parallel = run(recipe, tmp_path / "parallel", engine=Engine(kind, workers=2, cpus=1, shards=2))
     assert identities(parallel) == identities(serial)
     assert (parallel / "scores.json").read_bytes() == (serial / "scores.json").read_bytes()
     for name in ("base", "start", "fused"):

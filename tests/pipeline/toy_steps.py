@@ -1,6 +1,5 @@
 """Steps of a moment, of the form that real ones have: recorded, locked, skipped where finished."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
@@ -21,7 +20,8 @@ def add(context: Context, inputs: Sequence[Path], out: Path, number: int, traps:
     """Writes its number plus the sum of its inputs' values.
 
     `traps`: a folder; while it holds a file `<name of out>-kill` the step takes the file away and dies, and with
-    `<name of out>-refuse` it raises; with `<name of out>-orphan` it kills the process that started it, and waits.
+    `<name of out>-refuse` it raises; with `<name of out>-orphan` it kills the process whose number the file
+    `starter` has, and waits.
     """
     step = Step(out, "add", {"number": number}, {str(i): identify(folder) for i, folder in enumerate(inputs)})
     with unless_finished(step, context) as draft:
@@ -42,9 +42,7 @@ def _spring(traps: Path, name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if (traps / f"{name}-orphan").is_file():
         (traps / f"{name}-orphan").unlink()
-        starter = multiprocessing.parent_process()
-        if starter is not None and starter.pid is not None:
-            os.kill(starter.pid, signal.SIGKILL)
+        os.kill(int((traps / "starter").read_text()), signal.SIGKILL)
         signal.pause()  # ended with whoever started it
     if (traps / f"{name}-refuse").is_file():
         raise InputError("no such luck; try another")

@@ -1,11 +1,9 @@
 """The entry point: runs a command; turns errors into messages and exit codes."""
 
-import os
 import signal
 from typing import NoReturn
 
 import typer
-from huggingface_hub import constants
 
 from triune.cli.calibrating import calibrate
 from triune.cli.checking import check
@@ -17,6 +15,7 @@ from triune.cli.sweeping import sweep
 from triune.cli.using import chat, evaluate, export, report
 from triune.cli.whole import demo, run
 from triune.errors import InputError, TriuneError
+from triune.libraries import settle_libraries
 from triune.record_checks import FULL
 
 app = typer.Typer(
@@ -48,11 +47,7 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 
 def main() -> None:
     """Run the command line; turns errors into messages and exit codes. Typer itself answers wrong options with 2."""
-    # No telemetry from the libraries below, and no warning from tokenizers about our forks.
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    # The library read its environment when it was imported, which was before.
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    settle_libraries()
     for name in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
             signal.signal(name, _interrupt)

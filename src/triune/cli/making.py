@@ -12,6 +12,7 @@ from triune.cli.options import (
     AllowNegated,
     Attention,
     BaseFolder,
+    Buffer,
     Data,
     Experts,
     Format,
@@ -28,6 +29,7 @@ from triune.cli.options import (
     pairs,
     say,
     terminal,
+    training_rows,
     weighted_pairs,
 )
 from triune.errors import InputError
@@ -40,6 +42,7 @@ def train(
     out: Out,
     overrides: Overrides = None,
     format: Format = FORMAT,
+    stream: Buffer = None,
     template: Template = TEMPLATE,
     max_length: Length = LENGTH,
     seed: Seed = 0,
@@ -51,7 +54,7 @@ def train(
 
     settings = settings_from(Train, overrides or [])
     context = context_from(base, template, max_length, seed)
-    say(pipeline.train(context, examples(data, format), out, settings))
+    say(pipeline.train(context, training_rows(data, format, stream, seed), out, settings))
 
 
 def fuse(
@@ -87,6 +90,7 @@ def align(
     out: Out,
     overrides: Overrides = None,
     format: Format = FORMAT,
+    stream: Buffer = None,
     seed: Seed = 0,
 ) -> None:
     """Tune a fused model (routers, experts, attention) on the axes' data together."""
@@ -96,7 +100,7 @@ def align(
 
     settings = settings_from(Align, overrides or [])
     context = pipeline.context_of(fused, seed, terminal())
-    say(pipeline.align(context, fused, examples(data, format), out, settings))
+    say(pipeline.align(context, fused, training_rows(data, format, stream, seed), out, settings))
 
 
 def merge(

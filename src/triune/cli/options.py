@@ -15,6 +15,7 @@ from triune.errors import InputError
 from triune.recipe import Base, Slice
 
 if TYPE_CHECKING:
+    from triune.data.streaming import Rows
     from triune.pipeline import Context
     from triune.progress import Progress
     from triune.types import Example
@@ -32,6 +33,14 @@ Template = Annotated[str, typer.Option("--template", help=f"How prompts are rend
 Length = Annotated[int, typer.Option("--max-length", help="Tokens of prompt and answer together.")]
 Data = Annotated[list[str], typer.Option("--data", help="AXIS=SOURCE of that axis's examples; repeat.")]
 Format = Annotated[str, typer.Option("--format", help=f"How --data's rows are read: {', '.join(FORMATS)}.")]
+Buffer = Annotated[
+    int | None,
+    typer.Option(
+        "--stream",
+        min=1,
+        help="Stream --data's rows (a file, folder or glob), shuffled so many at a time; fit.steps must be set.",
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value settings, for example fit.steps=100.")]
 
 Experts = Annotated[
@@ -124,6 +133,19 @@ def examples(data: list[str], format: str) -> "list[Example]":
     from triune.data.formats import read_examples
 
     return [row for axis, source in pairs(data, "--data").items() for row in read_examples(source, format, axis).items]
+
+
+def training_rows(data: list[str], format: str, buffer: int | None, seed: int) -> "Rows":
+    """The rows of all --data options, in memory or, where --stream says how many are shuffled together, streamed."""
+    if buffer is None:
+        return examples(data, format)
+    from triune.data.streamed import axis_stream
+    from triune.data.streaming import Stream
+    from triune.data_settings import Streaming
+
+    how = Streaming(buffer=buffer)
+    sources = {axis: Slice(source=source, format=format) for axis, source in pairs(data, "--data").items()}
+    return Stream(tuple(axis_stream(wanted, how, axis, seed) for axis, wanted in sources.items()))
 
 
 def context_from(base: str, template: str, max_length: int, seed: int) -> "Context":

@@ -9,7 +9,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from triune.errors import InputError
 from triune.parsing import parse_json
@@ -106,23 +106,28 @@ def _read_json(text: str, path: Path, field: str | None) -> list[dict[str, Any]]
     return value
 
 
+def json_row(line: str, path: Path, number: int) -> dict[str, Any]:
+    """The object in line `number` of a file of JSON lines. Raises InputError, which names the line."""
+    try:
+        value = parse_json(line)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{number}: not JSON ({error.msg}): {_beginning(line)}; wanted one object a line."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}:{number}: JSON that is refused ({error}); mend or remove the line.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}:{number}: wanted one object a line, got {_beginning(line)}.")
+    return value
+
+
 def _read_jsonl(text: str, path: Path, field: str | None) -> list[dict[str, Any]]:
     rows = []
     # Not str.splitlines: it also breaks at U+2028 and U+0085, which JSON strings may hold unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            value = parse_json(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{number}: not JSON ({error.msg}): {_beginning(line)}; wanted one object a line."
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: JSON that is refused ({error}); mend or remove the line.") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{path}:{number}: wanted one object a line, got {_beginning(line)}.")
-        rows.append(value)
+        rows.append(json_row(line, path, number))
     return rows
 
 
@@ -153,26 +158,33 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         # Not read_table: it would add columns from folder names such as "split=train".
         with parquet.ParquetFile(path) as file:
-            return file.read().to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+            return _listed(file.read())
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable parquet file ({_first_line(error)}); fetch it again.") from error
 
 
 def _read_arrow(path: Path) -> list[dict[str, Any]]:
     import pyarrow
-    from datasets import Dataset
 
     try:
-        return Dataset.from_file(str(path)).to_list()
-    except (pyarrow.ArrowException, OSError) as error:
+        with pyarrow.OSFile(str(path)) as file, pyarrow.ipc.open_stream(file) as reader:
+            return _listed(reader.read_all())
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable arrow file ({_first_line(error)}); write it again.") from error
+
+
+def _listed(table: Any) -> list[dict[str, Any]]:
+    """The rows of a pyarrow table. Raises pyarrow.ArrowInvalid or ValueError where offsets or texts are damaged."""
+    table.validate(full=True)  # without it, offsets that lead out of a buffer are followed
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-def _unpacked(packed: bytes, opened: IO[bytes]) -> bytes:
+def _unpacked(packed: bytes, opened: gzip.GzipFile | lzma.LZMAFile) -> bytes:
     """All that an archive holds; what grows beyond any text is a bomb. Raises OSError for that."""
     parts, size, most = [], 0, max(MIN_BOMB, MAX_GROWTH * len(packed))
     while part := opened.read(CHUNK):

@@ -1,11 +1,12 @@
 """Supervised data: rows -> Example, by published formats and by two for a user's own data."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from triune.data.fields import Row, index_field, text_field, text_list, truth_field
 from triune.data.nearest import unknown_name
-from triune.data.reading import Format, Reading, parse_rows
+from triune.data.reading import Format, Reading, parse_rows, row_items
 from triune.data.sources import read_rows
 from triune.errors import InputError
 from triune.types import Example
@@ -26,8 +27,21 @@ def read_examples(
         raise unknown_name("format", format, FORMATS)
     rows = read_rows(source, config=config, split=split)
     reading = parse_rows(rows, str(source), format, FORMATS[format], _flaw)
-    items = tuple(replace(item, axis=axis, source=item.source or format) for item in reading.items)
-    return replace(reading, items=items)
+    return replace(reading, items=tuple(_named(item, format, axis) for item in reading.items))
+
+
+def row_examples(row: Row, format: str, axis: str, dropped: Counter[str]) -> list[Example]:
+    """The examples of one row, as `read_examples` has them; what is left out is counted in `dropped`.
+
+    Raises InputError as `read_examples`.
+    """
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    return [_named(item, format, axis) for item in row_items(row, format, FORMATS[format], _flaw, dropped)]
+
+
+def _named(item: Example, format: str, axis: str) -> Example:
+    return replace(item, axis=axis, source=item.source or format)
 
 
 def _flaw(example: Example) -> str | None:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from triune.data.nearest import unknown_name
-from triune.data.splits import largest_remainder
+from triune.data.splits import largest_remainder, take_prompts
 from triune.errors import InputError
 from triune.types import Example
 
@@ -31,6 +31,12 @@ def mix(
         drawn = _draw(examples, counts[axis], rng)
         places += [((index + 0.5) / len(drawn), rank, example) for index, example in enumerate(drawn)]
     return [example for _, _, example in sorted(places, key=lambda place: place[:2])]
+
+
+def joint_rows(train: Mapping[str, list[Example]], n: int | None, seed: int) -> list[Example]:
+    """The mixture for stage 2 and for the mixture baseline: all rows, or `n` rows an axis; equal shares."""
+    few = {axis: rows if n is None else take_prompts(rows, n, seed)[:n] for axis, rows in train.items()}
+    return mix(few, random.Random(seed))
 
 
 def counts_by_weight(weights: Mapping[str, float], total: int) -> dict[str, int]:

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triune.data.mixing import mix
+from triune.data.mixing import joint_rows
 from triune.data.nearest import unknown_name
-from triune.data.questions import ChoiceSets, read_questions
+from triune.data.questions import ChoiceSets
 from triune.data.rows import write_rows
 from triune.data.shifted import SHIFTED, shifted_prompts
-from triune.data.slicing import axis_slice, benchmark_slice, cut, preference_slice, thinned
-from triune.data.splits import assign_prompts, prompt_key, prove_disjoint, take_prompts
+from triune.data.slicing import axis_slice, benchmark_slice, preference_slice, question_slice, thinned
+from triune.data.splits import Prompted, prompt_key, prove_disjoint
+from triune.data.streamed import axis_stream, beginnings, described, mixture, prompt_hashes
+from triune.data.streaming import Rows, ShardedRows, Stream
 from triune.data.templates import TEMPLATES
 from triune.data_settings import WorldSettings
 from triune.errors import InputError
@@ -53,6 +55,12 @@ class Prepared:
     notes: Sequence[str]
     calibration: Mapping[str, list[Example]] = field(default_factory=dict)
     groups: Mapping[str, list[Example]] = field(default_factory=dict)  # prompts that routing is measured on
+    # Of axes whose list in `train` is empty. Not in repr, the data's identity: each has one of its own.
+    streams: Mapping[str, ShardedRows] = field(default_factory=dict, repr=False)
+
+    def rows(self, axis: str) -> Rows:
+        """An axis's training rows."""
+        return Stream((self.streams[axis],)) if axis in self.streams else self.train[axis]
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -64,9 +72,13 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.base.template not in TEMPLATES:
         raise unknown_name("base.template", recipe.base.template, TEMPLATES)
     notes: list[str] = []
-    train, test, calibration = {}, {}, {}
+    train: dict[str, list[Example]] = {}
+    test, calibration, streams = {}, {}, {}
     for axis, data in recipe.axes.items():
-        train[axis] = _examples(data.train, axis, recipe, f"{axis} train", notes)
+        if data.streaming is not None:
+            streams[axis], train[axis] = axis_stream(data.train, data.streaming, axis, recipe.seed), []
+        else:
+            train[axis] = _examples(data.train, axis, recipe, f"{axis} train", notes)
         if data.test is not None:
             if data.test.source == MINIATURE:
                 raise InputError(
@@ -82,7 +94,7 @@ def prepare(recipe: Recipe) -> Prepared:
         if isinstance(benchmark, PreferenceAccuracy):
             pairs += _pairs(benchmark, recipe.seed, notes)
         elif isinstance(benchmark, MultipleChoice):
-            questions += _questions(benchmark, recipe.seed, notes)
+            questions += question_slice(benchmark, recipe.seed, notes)
         elif isinstance(benchmark, MiniatureTests):
             prompts |= _miniature_prompts(benchmark, recipe)
         elif isinstance(benchmark, Generative):
@@ -90,7 +102,10 @@ def prepare(recipe: Recipe) -> Prepared:
         elif isinstance(benchmark, Likelihood) and not test:
             raise InputError("evaluate asks for nll, but no axis has a test slice; give axes.<axis>.test")
     groups = _groups(recipe, [*train.values(), *calibration.values()], notes)
-    prepared = Prepared(train, test, pairs, questions, prompts, notes, calibration, groups)
+    held: list[Sequence[Prompted]] = [*test.values(), pairs, questions, *prompts.values()]
+    held += [*calibration.values(), *groups.values()]
+    streams = {axis: replace(own, tested=prompt_hashes(held)) for axis, own in streams.items()}
+    prepared = Prepared(train, test, pairs, questions, prompts, notes, calibration, groups, streams)
     _prove(prepared)
     return prepared
 
@@ -179,24 +194,6 @@ def _pairs(benchmark: PreferenceAccuracy, seed: int, notes: list[str]) -> list[P
     return list(reading.items)
 
 
-def _questions(benchmark: MultipleChoice, seed: int, notes: list[str]) -> list[ChoiceSets]:
-    data = benchmark.data
-    found = read_questions(data.source, config=data.config, split=data.split)
-    if benchmark.prompts is None:
-        chosen: Sequence[ChoiceSets] = cut(found, data, seed)
-    else:
-        allowed = axis_slice(benchmark.prompts.model_copy(update={"limit": None}), "test", seed).items
-        matched = assign_prompts(found, {"test": frozenset(prompt_key(row.prompt) for row in allowed)})
-        chosen = matched.splits["test"]
-        notes.append(
-            f"multiple choice: {len(chosen)} of {len(found)} questions are test questions by their text; "
-            f"{len(matched.unmatched)} others are left out"
-        )
-    if not chosen:
-        raise InputError(f"no question of {data.source} is a test question; check evaluate's prompts slice")
-    return list(chosen)[: data.limit]
-
-
 def _miniature_prompts(benchmark: MiniatureTests, recipe: Recipe) -> dict[str, list[BenchmarkPrompt]]:
     from triune.data.miniature.benchmarks import benchmark_prompts
 
@@ -234,10 +231,13 @@ def _prove(prepared: Prepared) -> None:
             prove_disjoint({"the calibration data": held_out, f"prompts {name!r}": group})
 
 
-def joint_rows(train: Mapping[str, list[Example]], n: int | None, seed: int) -> list[Example]:
-    """The mixture for stage 2 and for the mixture baseline: all rows, or `n` rows an axis; equal shares."""
-    few = {axis: rows if n is None else take_prompts(rows, n, seed)[:n] for axis, rows in train.items()}
-    return mix(few, random.Random(seed))
+def joint_of(prepared: Prepared, n: int | None, seed: int) -> Rows:
+    """`joint_rows`; with streamed axes a stream, or each one's first `n` rows among the others'."""
+    if not prepared.streams:
+        return joint_rows(prepared.train, n, seed)
+    if n is None:
+        return mixture(prepared.train, prepared.streams, seed)
+    return joint_rows(beginnings(prepared.train, prepared.streams, n), n, seed)
 
 
 def probes(prepared: Prepared, most: int = N_PROBES) -> list[Example]:
@@ -256,15 +256,20 @@ def probes(prepared: Prepared, most: int = N_PROBES) -> list[Example]:
 def write_prepared(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
     """Write it under `folder`: train.<axis>, test.<axis>, prompts.<benchmark>, joint, scarce, probes, summary, …"""
     for axis, rows in prepared.train.items():
-        write_rows(folder / f"train.{axis}.jsonl", rows)
+        if axis not in prepared.streams:
+            write_rows(folder / f"train.{axis}.jsonl", rows)
+    if prepared.streams:
+        write_json(folder / "streams.json", {axis: described(own) for axis, own in prepared.streams.items()})
     for axis, rows in prepared.test.items():
         write_rows(folder / f"test.{axis}.jsonl", rows)
     for name, prompts in prepared.prompts.items():
         write_rows(folder / f"prompts.{name}.jsonl", prompts)
-    joint = joint_rows(prepared.train, recipe.joint, recipe.seed)
-    write_rows(folder / "joint.jsonl", joint)
+    joint = joint_of(prepared, recipe.joint, recipe.seed)
+    if not isinstance(joint, Stream):
+        write_rows(folder / "joint.jsonl", joint)
     if recipe.scarce is not None:
-        write_rows(folder / "scarce.jsonl", joint_rows(prepared.train, recipe.scarce.examples, recipe.seed))
+        scarce = joint_of(prepared, recipe.scarce.examples, recipe.seed)
+        write_rows(folder / "scarce.jsonl", () if isinstance(scarce, Stream) else scarce)
     write_rows(folder / "probes.jsonl", probes(prepared))
     write_rows(folder / "routed.jsonl", probes(prepared, N_ROUTED))
     if prepared.groups:
@@ -278,12 +283,12 @@ def write_prepared(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
         rows_of: list[Question] = [getattr(sets, name) for sets in prepared.questions]
         write_rows(folder / f"{name}.jsonl", rows_of)
     summary = {
-        "train": {axis: len(rows) for axis, rows in prepared.train.items()},
+        "train": {axis: len(rows) for axis, rows in prepared.train.items() if axis not in prepared.streams},
         "test": {axis: len(rows) for axis, rows in prepared.test.items()},
         "calibration": {axis: len(rows) for axis, rows in prepared.calibration.items()},
         "prompts": {name: len(rows) for name, rows in prepared.prompts.items()},
         "groups": {name: len(rows) for name, rows in prepared.groups.items()},
-        "joint": len(joint),
+        "joint": None if isinstance(joint, Stream) else len(joint),
         "preference": len(prepared.pairs),
         "multiple_choice": len(prepared.questions),
         "disjoint": "proved: no training prompt is tested",

@@ -62,22 +62,33 @@ def parse_rows(
     items: list[T] = []
     dropped: Counter[str] = Counter()
     for number, values in enumerate(rows, start=1):
-        row = Row(values, number, source)
-        parse = next((parse for fields, parse in format.forms.items() if has_fields(row, fields)), None)
-        if parse is None:
-            raise missing_fields(row, name, list(format.forms))
-        found = parse(row)
-        if not found:
-            dropped[format.skipped] += 1
-        for item in found:
-            problem = flaw(item)
-            if problem is None:
-                items.append(item)
-            elif format.published:
-                dropped[problem] += 1
-            else:
-                raise InputError(f"{row}: {problem}; mend or remove the row.")
+        items += row_items(Row(values, number, source), name, format, flaw, dropped)
     if not items:
         reasons = ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "there are no rows"
         raise InputError(f"{source}: no row is left of {len(rows)} in the format {name!r}: {reasons}.")
     return Reading(tuple(items), len(rows), dict(dropped))
+
+
+def row_items(
+    row: Row, name: str, format: Format[T], flaw: Callable[[T], str | None], dropped: Counter[str]
+) -> list[T]:
+    """The items of one row; what is left out is counted in `dropped`, by reason.
+
+    Raises InputError as `parse_rows`.
+    """
+    parse = next((parse for fields, parse in format.forms.items() if has_fields(row, fields)), None)
+    if parse is None:
+        raise missing_fields(row, name, list(format.forms))
+    found = parse(row)
+    if not found:
+        dropped[format.skipped] += 1
+    kept: list[T] = []
+    for item in found:
+        problem = flaw(item)
+        if problem is None:
+            kept.append(item)
+        elif format.published:
+            dropped[problem] += 1
+        else:
+            raise InputError(f"{row}: {problem}; mend or remove the row.")
+    return kept

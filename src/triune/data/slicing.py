@@ -9,10 +9,11 @@ from typing import TypeVar
 from triune.data.benchmark_prompts import named, read_prompts
 from triune.data.formats import read_examples
 from triune.data.preferences import read_preferences
+from triune.data.questions import ChoiceSets, read_questions
 from triune.data.reading import Reading
-from triune.data.splits import Prompted, prompt_key
+from triune.data.splits import Prompted, assign_prompts, prompt_key
 from triune.errors import InputError
-from triune.recipe import Generative, Slice
+from triune.recipe import Generative, MultipleChoice, Slice
 from triune.types import BenchmarkPrompt, Example, Preference
 
 P = TypeVar("P", bound=Prompted)
@@ -41,6 +42,28 @@ def benchmark_slice(wanted: Generative, seed: int) -> Reading[BenchmarkPrompt]:
     reading = named(read_prompts(wanted.data, wanted.benchmark), wanted.called)
     found = _sliced(reading, wanted.data, seed, lambda row: len(row.prompt))
     return replace(found, items=tuple(thinned(found.items, wanted.limit)))
+
+
+def question_slice(benchmark: MultipleChoice, seed: int, notes: list[str]) -> list[ChoiceSets]:
+    """The multiple-choice questions that a recipe asks for; which ones is added to `notes`.
+
+    Raises InputError as `read_questions` and `axis_slice`, and where no question is left.
+    """
+    data = benchmark.data
+    found = read_questions(data.source, config=data.config, split=data.split)
+    if benchmark.prompts is None:
+        chosen: Sequence[ChoiceSets] = cut(found, data, seed)
+    else:
+        allowed = axis_slice(benchmark.prompts.model_copy(update={"limit": None}), "test", seed).items
+        matched = assign_prompts(found, {"test": frozenset(prompt_key(row.prompt) for row in allowed)})
+        chosen = matched.splits["test"]
+        notes.append(
+            f"multiple choice: {len(chosen)} of {len(found)} questions are test questions by their text; "
+            f"{len(matched.unmatched)} others are left out"
+        )
+    if not chosen:
+        raise InputError(f"no question of {data.source} is a test question; check evaluate's prompts slice")
+    return list(chosen)[: data.limit]
 
 
 def thinned(items: Sequence[P], most: int | None) -> list[P]:

@@ -163,6 +163,10 @@ def _described_files(folder: Path) -> dict[str, Splits]:
     if not isinstance(entries, list):
         raise InputError(f"{card}: configs wants a list, got {entries!r:.60}; mend or remove it.")
     for entry in entries:
+        if not isinstance(entry, dict):
+            raise InputError(
+                f"{card}: configs wants config_name and data_files, got {entry!r:.60}; mend or remove it."
+            )
         splits = {name: _matching(folder, patterns) for name, patterns in _declared_splits(card, entry).items()}
         splits = {name: files for name, files in splits.items() if files}
         if splits:
@@ -170,9 +174,9 @@ def _described_files(folder: Path) -> dict[str, Splits]:
     return found
 
 
-def _declared_splits(card: Path, entry: Any) -> dict[str, list[str]]:
+def _declared_splits(card: Path, entry: dict[Any, Any]) -> dict[str, list[str]]:
     """split -> patterns of one config of a data card; bare patterns are the split "train"."""
-    declared = entry.get("data_files") if isinstance(entry, dict) else entry
+    declared = entry.get("data_files")
     splits: dict[str, list[str]] = {}
     items = [declared] if isinstance(declared, str | dict) else declared or []
     if not isinstance(items, list):

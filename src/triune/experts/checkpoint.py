@@ -110,8 +110,9 @@ def read(folder: Path, job: str) -> Checkpoint:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         owner, files = manifest["job"], dict(manifest["files"])
         if owner == job:
-            if not all(map(is_plain_name, files)):
-                raise InputError("it names files of other folders")
+            for name in files:
+                if not is_plain_name(name):
+                    raise InputError(f"{name!r} is no file of its own folder")
             changed = [name for name, whole in files.items() if identify(folder / name) != whole]
             if changed:
                 raise InputError(f"{', '.join(changed)} changed since")

@@ -15,9 +15,11 @@ from triune.errors import InputError
 from triune.experts import checkpoint, processes, sharding
 from triune.experts.job import Batch, Curve, Job, Objective, StatefulObjective
 from triune.experts.objective_trainer import ObjectiveTrainer, Watcher, curve
+from triune.experts.streamed import check_stream
 from triune.experts.training_arguments import recompute_activations, training_arguments
 from triune.models.likelihood import answer_counts, answer_nll, prompt_ends
 from triune.models.packing import check_packing, run
+from triune.models.quantised import refuse_quantised
 from triune.progress import SILENT, Progress
 from triune.recipe import Fit
 
@@ -80,13 +82,18 @@ def fit(model: PreTrainedModel | nn.Module, job: Job, objective: Objective, prog
     """
     processes.join()
     progress = progress if processes.rank() == 0 else SILENT
-    if not job.rows:
+    check_stream(job)
+    if not job.n_rows:
         raise InputError(f"{job.title}: no rows to train on; check the axis's data and max_length")
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"{job.title}: no parameter requires a gradient; check the targets")
-    if job.settings.packing is not None:
+    if processes.sharded():
+        refuse_quantised(model, "FSDP2", "train it in one process or under DDP (launch.sharded: false)")
+    if job.settings.packing is not None and job.stream is None:
         check_packing(job.rows, job.settings.packing)
     with tempfile.TemporaryDirectory() as scratch, seeded(job.seed), _as_found(model), ExitStack() as watched:
+        if job.stream is not None:
+            watched.callback(job.stream.close)
         if job.settings.checkpointing:
             recompute_activations(model, True)
             watched.callback(recompute_activations, model, False)
@@ -121,8 +128,8 @@ def _take(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 def _trainer(model: nn.Module, job: Job, objective: Objective, scratch: str) -> "ObjectiveTrainer":
     trainer = ObjectiveTrainer(
         model=model,
-        args=training_arguments(job.settings, job.seed, scratch),
-        train_dataset=range(len(job.rows)),
+        args=training_arguments(job.settings, job.seed, scratch, streamed=job.stream is not None),
+        train_dataset=range(job.n_rows),
         data_collator=job.collate,
     )
     trainer.objective, trainer.rates, trainer.parts, trainer.job = objective, job.learning_rates, [], job

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from triune.errors import InputError, TriuneError
-from triune.experts import checkpoint, processes, sharding
+from triune.experts import checkpoint, processes, sharding, streamed
 from triune.experts.checkpoint import Checkpoint
 from triune.experts.job import Batch, Curve, Job, Objective, StatefulObjective
 from triune.progress import Advance
@@ -62,11 +62,15 @@ class ObjectiveTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, n_items = super().get_batch_samples(*args, **kwargs)
         self.n_rows = int(processes.total(torch.tensor(sum(map(processes.counted, batches)))))
+        if self.job.stream is not None and not self.n_rows:
+            raise InputError(f"{self.job.title}: no row of a step fits; raise max_length or shorten the template")
         if processes.world() > 1:
             processes.seed_step(self.job.seed, self.state.global_step)
         return batches, n_items
 
     def get_train_dataloader(self) -> Any:
+        if self.job.stream is not None:
+            return streamed.stream_loader(self.job, getattr(self, "kept", None))
         if processes.world() == 1:
             return super().get_train_dataloader()
         size, seed = self.job.settings.batch_size, self.job.seed
@@ -106,6 +110,8 @@ class ObjectiveTrainer(Trainer):
         }
         rates = [group["lr"] for group in self.optimizer.param_groups]
         numbers = {"scheduler": self.lr_scheduler.state_dict(), "rates": rates}
+        if self.job.stream is not None:
+            numbers["stream"] = self.job.stream.marks(streamed.rows_done(self.job, self.state.global_step))
         if processes.rank() == 0:
             checkpoint.write(self.place, self.fingerprint, self.state, tensors, numbers)
         processes.wait()

@@ -16,6 +16,7 @@ from triune.errors import InputError
 from triune.experts import lowrank
 from triune.experts.lazy import Lazy
 from triune.experts.lowrank import Increment, LowRank
+from triune.models.quantised import refuse_quantised
 from triune.recipe import FFN
 
 Reader = Callable[[], Increment]
@@ -203,6 +204,7 @@ def apply(vector: TaskVector, model: nn.Module, factor: float = 1.0) -> None:
     Each parameter is rounded once, from the sum in float64. Raises InputError as `check_fits`, before any change, and
     where one overflows the model's dtype (those before it are changed by then).
     """
+    refuse_quantised(model, "adding an expert to the base's weights", "load the base without it, or keep the adapter")
     check_fits(vector, model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, (read,) in readers([vector]).items():

@@ -17,7 +17,7 @@ def recompute_activations(model: Any, wanted: bool) -> None:
     (new or getattr(model, f"gradient_checkpointing_{end}"))()
 
 
-def training_arguments(s: Fit, seed: int, scratch: str) -> TrainingArguments:
+def training_arguments(s: Fit, seed: int, scratch: str, *, streamed: bool = False) -> TrainingArguments:
     """Trainer's arguments for these settings; it writes nothing that is to stay, and reports to nobody."""
     arguments = TrainingArguments(
         output_dir=scratch,
@@ -44,6 +44,7 @@ def training_arguments(s: Fit, seed: int, scratch: str) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        ignore_data_skip=streamed,  # a stream goes on from its mark; Trainer would read all that is done again
     )
     # Several GPUs in one process would get torch's DataParallel, whose replicas the routers' hooks do not survive;
     # `accelerate launch` is the way to use them.

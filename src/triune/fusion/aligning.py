@@ -21,6 +21,7 @@ from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.objective import objective
 from triune.models.encoding import collate
 from triune.models.likelihood import inference
+from triune.models.quantised import as_adapted, refuse_quantised
 from triune.progress import Progress
 from triune.recipe import Align
 
@@ -39,17 +40,24 @@ def align(model: TriuneForCausalLM, settings: Align, job: Job, progress: Progres
     into the shared weights at the end. A model in half precision is tuned under bfloat16 autocast, whatever
     `settings.fit.precision` says.
 
-    Raises InputError where `settings.drift` or a row's axis names no expert of the model.
+    Raises InputError where `settings.drift` or a row's axis names no expert of the model, and for the attention of a
+    quantised base.
     """
+    if "attention" in settings.trainable:
+        way_out = "choose align.trainable: routers or routers+experts"
+        refuse_quantised(model, f"align.trainable: {settings.trainable}, which merges adapters at the end,", way_out)
     names = model.config.expert_names
     strangers = [axis for axis in settings.drift if axis not in names]
     if strangers:
         raise InputError(f"align.drift names {strangers}; the model's experts are {names}")
     n_chosen = _trained_top_k(model, settings)
-    foreign = sorted({str(row.axis) for row in job.rows} - set(names))
+    axes = {str(row.axis) for row in job.rows} if job.stream is None else set(job.stream.stream.axes)
+    foreign = sorted(axes - set(names))
     if foreign:
         raise InputError(f"{job.title}: there are rows of {foreign}; the model's experts are {names}")
-    half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
+    if settings.representation and job.stream is not None:
+        raise InputError("align.representation needs every row's target at once; set it to 0, or leave streaming out")
+    half = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in model.parameters())
     job = replace(
         job,
         axes=tuple(names),
@@ -57,7 +65,7 @@ def align(model: TriuneForCausalLM, settings: Align, job: Job, progress: Progres
         learning_rates=(("router.weight", settings.router_learning_rate),),
         targets=expert_representations(model, job) if settings.representation else None,
     )
-    with _trainable(model, settings, job.seed) as tuned, _sent_to(model, n_chosen):
+    with _trainable(model, settings, job.seed) as tuned, _sent_to(model, n_chosen), as_adapted(model):
         curve = fit(tuned, job, objective(model, settings), progress)
     model.eval()
     return curve

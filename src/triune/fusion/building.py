@@ -20,6 +20,7 @@ from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.router_init import FROM_DATA, WITHOUT_DATA, Inputs
 from triune.fusion.weighting import weighted, weights_of
 from triune.method_settings import OutputCalibration
+from triune.models.quantised import refuse_quantised
 from triune.recipe import FFN, Fuse, check_weights
 
 
@@ -33,8 +34,9 @@ def build(
     `settings.importance` asks for it. Raises InputError: fewer than two experts, two of one name, k > E, an expert of
     another base (module names, shapes, or the base hash that it carries), shared changes where they are refused,
     weights that `check_weights` refuses, or importance without γ; and settings that ask for the routing of prompts,
-    which `triune.fusion.prompt_building` adds to a model that is built without.
+    which `triune.fusion.prompt_building` adds to a model that is built without; and a quantised base.
     """
+    refuse_quantised(base, "build", "give the float base, or fuse into a folder (`triune fuse`) and open that")
     if settings.prompt_routing is not None:
         raise InputError(
             "build gives routers in every layer; leave fuse.prompt_routing out, and add it by "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from triune.errors import InputError
 from triune.fusion import prompt_passes
-from triune.fusion.borrowed import load_whole
+from triune.fusion.borrowed import load_whole, save_beside
 from triune.fusion.configuration import TriuneConfig
 from triune.fusion.mixture import MixtureFFN
 from triune.fusion.output_calibration import OutputCalibration
@@ -56,6 +57,7 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
         self.vocab_size = text.vocab_size
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.prompt_router = PromptRouter(config) if config.routing == "prompt" else None
+        self.beside: dict[str, Any] | None = None  # of a quantised base: what config.json says of it (borrowed.beside)
         self._listeners: list[list[Tensor]] = []  # of the prompt router's logits; see `listening`
         self.post_init()
 
@@ -76,6 +78,21 @@ class TriuneForCausalLM(PreTrainedModel, GenerationMixin):
         Raises InputError where that base is not found or has other weights; see `triune.fusion.borrowed`.
         """
         return load_whole(super().from_pretrained, pretrained_model_name_or_path, model_args, kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As of any model; on a quantised base the experts' factors and the routers alone, and the base's name.
+
+        Raises InputError for options on a quantised base, which has one form.
+        """
+        if self.beside is None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        elif args or kwargs:
+            got = [*map(str, args), *sorted(kwargs)]
+            raise InputError(
+                f"a model on a quantised base is saved without options, and here are {got}; leave them out"
+            )
+        else:
+            save_beside(self, self.beside, Path(save_directory))
 
     def mixtures(self) -> list[MixtureFFN]:
         """The mixture of each layer, in order."""

@@ -31,21 +31,34 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 def open_model(folder: Path | None, base: Base) -> Loaded:
     """The base itself (None), an adapter merged into it, a fused model, or any other model (a full fine-tune, say).
 
+    Where `base.quantised` is set all are quantised so, but for a fused model, which says itself how it was made; an
+    adapter is then not merged.
     Raises InputError where the folder holds none of them, or the adapter does not fit the base or was trained on
     other weights.
     """
-    dtype = getattr(torch, base.dtype)
+    dtype, quantised = getattr(torch, base.dtype), base.quantised
     if folder is None:
-        return load_base(str(base.path), dtype=dtype)
+        return load_base(str(base.path), dtype=dtype, quantised=quantised)
     if (folder / CONFIG).is_file():
-        model, tokenizer = load_base(str(base.path), dtype=dtype)
+        model, tokenizer = load_base(str(base.path), dtype=dtype, quantised=quantised)
         vector = read_adapter(folder, folder.name, locate(str(base.path)))
         check_base_hash(vector, base)
+        if quantised is not None:
+            return _beside(model, folder), tokenizer
         task_vector.apply(vector, model)
         return model, tokenizer
     if is_fused(folder):
         return open_fused(folder, dtype)
-    return load_base(str(folder), dtype=dtype)
+    return load_base(str(folder), dtype=dtype, quantised=quantised)
+
+
+def _beside(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A quantised base with an adapter in front of its packed weights, as QLoRA trains it: PEFT's own layers."""
+    from peft import PeftModel
+
+    adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    found: PreTrainedModel = adapted.get_base_model()
+    return found.eval()
 
 
 def check_model(folder: Path, base: Base) -> None:

@@ -132,6 +132,16 @@ def prompt_parts(
     return PromptParts(fields, tensors)
 
 
+def check_counts(counts: Mapping[str, int], settings: PromptRouting) -> None:
+    """Raise InputError where an axis has fewer different prompts than the calibrators that are on need."""
+    least = MIN_ANCHORS if settings.fractal or settings.natural else 1
+    if min(counts.values()) < least:
+        raise InputError(
+            f"different prompts by axis: {dict(counts)}; the calibrators need {least} or more of each: give more "
+            "data, or switch them off (prompt_routing.fractal and natural: 0)"
+        )
+
+
 def _check(states: States, features: Mapping[str, Tensor], settings: PromptRouting, names: Sequence[str]) -> None:
     if set(states) != set(names) or not set(features) <= set(names):
         raise InputError(f"got states of {list(states)} and features of {list(features)}; the experts are {names}")
@@ -139,12 +149,7 @@ def _check(states: States, features: Mapping[str, Tensor], settings: PromptRouti
     if len(widths) != 1:
         raise InputError(f"states and task features have the widths {sorted(widths)}; they are of several models")
     counts = {axis: len(own) for axis, own in states.items()}
-    least = MIN_ANCHORS if settings.fractal or settings.natural else 1
-    if min(counts.values()) < least:
-        raise InputError(
-            f"different prompts by axis: {counts}; the calibrators need {least} or more of each: give more data, or "
-            "switch them off (prompt_routing.fractal and natural: 0)"
-        )
+    check_counts(counts, settings)
     d, n, k = widths.pop(), sum(counts.values()), settings.latent
     if k is not None and k > min(d, n - 1):
         raise InputError(

@@ -73,7 +73,7 @@ class RouterFile:
         try:
             made = TriuneConfig(text_config=text, **{name: self.settings[name] for name in FIELDS})
             check_routing(made)
-        except (StrictDataclassError, TypeError, ValueError) as error:
+        except (StrictDataclassError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             if isinstance(error, InputError):
                 raise
             said = " ".join(str(error).split())
@@ -168,10 +168,11 @@ def _check_names(path: Path, found: dict[str, Any]) -> None:
         raise InputError(f"{path}: adapters_sha256 is not of the experts {names!r:.80}; export again")
 
 
-def _check_hash(path: Path, got: str, wanted: str | None) -> None:
+def _check_hash(path: Path, got: str, wanted: object) -> None:
+    """`wanted` is what the file says, which may be anything."""
     if got != wanted:
-        wanted = None if wanted is None else str(wanted)
+        said = "that there is none" if wanted is None else f"{wanted}"[:24]
         raise InputError(
             f"{path} is not what the router belongs to: its sha256 is {got[:12]}, and {SETTINGS} says "
-            f"{(wanted or 'that there is none')[:24]}; keep the files of one export together, or export again"
+            f"{said}; keep the files of one export together, or export again"
         )

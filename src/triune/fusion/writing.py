@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from triune.fusion.modeling import TriuneForCausalLM
 from triune.fusion.output_calibration import output_calibration
 from triune.fusion.prompt_building import PromptParts
 from triune.fusion.prompt_router import PROMPT_ROUTER
-from triune.fusion.sharing import Shared, shared, summed
+from triune.fusion.sharing import RULES, Shared, shared, summed
 from triune.fusion.weighting import weighted
 from triune.models.preflight import SHOWN, read_config
 from triune.models.shards import Planned, write_shards
@@ -126,18 +127,41 @@ def fusion(
     return Fusion(config, base, experts, shared(experts, settings.shared), routers, own)
 
 
-def write_fused(fused: Fusion, folder: Path, progress: Progress = SILENT, max_bytes: int = SHARD) -> None:
+def write_fused(
+    fused: Fusion,
+    folder: Path,
+    progress: Progress = SILENT,
+    max_bytes: int = SHARD,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
     """Weights, configuration and generation configuration; the tokenizer is the caller's.
 
-    Raises InputError where an entry overflows the base's dtype (named), or the disk has no room.
+    With `beside`, `borrowed.beside` of a quantised base, only what the base does not have.
+    Raises InputError where an entry overflows the base's dtype (named), or the disk has no room; and beside a
+    quantised base for changes of the shared weights, which would have to be written too.
     """
-    write_shards(plan(fused), folder, max_bytes, progress)
+    planned = plan(fused)
+    if beside is not None:
+        check_beside(fused.shared)
+        planned = [tensor for tensor in planned if tensor.name not in fused.base.weights.infos]
+    write_shards(planned, folder, max_bytes, progress)
     fused.config.architectures = [TriuneForCausalLM.__name__]
     fused.config.dtype = str(fused.base.dtype).removeprefix("torch.")
+    for name, value in (beside or {}).items():
+        setattr(fused.config, name, value)
     fused.config.save_pretrained(folder)
     generation = fused.base.model.generation_config
     if generation is not None:
         generation.save_pretrained(folder)
+
+
+def check_beside(changes: Shared) -> None:
+    """Raise InputError where experts' changes of shared weights would have to be written beside a quantised base."""
+    if changes.experts and changes.rule is not RULES["base"]:
+        raise InputError(
+            f"the experts change {next(iter(changes.experts))} and others outside the feed-forward blocks, and a "
+            "quantised base is named, never rewritten; choose fuse.shared: base, or leave base.quantised out"
+        )
 
 
 def plan(fused: Fusion) -> list[Planned]:

@@ -105,7 +105,7 @@ def _is_set_up(connection: sqlite3.Connection, path: Path) -> bool:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes damaged bytes
         # The low byte is the cause, what is above it a finer one.
         cause = _CAUSES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         # Without a known cause: a text that is no UTF-8, a size that no row can have, a format of another time.

@@ -103,8 +103,7 @@ def _measures(folder: Path) -> Iterator[tuple[dict[str, Tensor], Note]]:
     path = folder / MEASURES
     done: dict[str, Tensor] = {}
     for line in path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []:
-        # A process that was killed may leave half a line; what it was of is then merged again.
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError):  # half a line of a process that was killed; what it was of is merged again
             name, values = parse_json(line)
             done[name] = torch.tensor(values, dtype=torch.float64)
 

@@ -12,6 +12,8 @@ from transformers.utils import logging
 from triune.errors import InputError
 from triune.models.hub import locate
 from triune.models.preflight import check_base, complain, read_tokenizer
+from triune.models.quantised import loading_arguments, settle
+from triune.quantised_settings import Quantised
 
 
 def load_base(
@@ -20,14 +22,19 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     scan: bool = True,
+    quantised: Quantised | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Check a base model and load it with its tokenizer, in evaluation mode; no remote code, safetensors only.
 
     `device="auto"` spreads a model that fits on no single device. `scan=False` skips the search for NaN.
+    With `quantised` the linear layers are packed while they are loaded, onto the GPU where there is one; `device` then
+    counts for nothing but "auto".
 
     Raises:
-        InputError: as `check_base`; or the library would leave a weight out or fill one with random numbers.
+        InputError: as `check_base`; or the library would leave a weight out or fill one with random numbers;
+            `quantised` without bitsandbytes, or on an accelerator that it has not been tried on.
     """
+    packing = loading_arguments(quantised, dtype)
     facts = check_base(source, scan=scan)
     with quiet(), as_saved(facts.folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -38,6 +45,7 @@ def load_base(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, with the names, where the library would only say "error"
             output_loading_info=True,
+            **packing,
         )
     model, report = loaded
     complain(
@@ -48,7 +56,9 @@ def load_base(
             "of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
         },
     )
-    if device != "auto":
+    if packing:
+        settle(model)
+    elif device != "auto":
         model = model.to(device)
     return model, read_tokenizer(facts.folder)
 

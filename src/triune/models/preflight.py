@@ -127,7 +127,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise InputError(f"{path}: architecture {heads[0]}; a base is a causal language model (…ForCausalLM)")
     if raw.get("quantization_config"):
         raise InputError(
-            f"{path}: the weights are quantised; experts are trained and fused on float weights: use those"
+            f"{path}: the weights are quantised; experts are trained and fused on float weights: use those (and "
+            "base.quantised, which packs them when they are loaded)"
         )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)

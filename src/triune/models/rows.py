@@ -19,10 +19,7 @@ def encode_examples(
     """
     if not examples:
         raise InputError("there are no examples to encode; give at least one")
-    rows = [
-        encode_pair(tokenizer, render(template, e.prompt, tokenizer), e.response, max_length, axis=e.axis)
-        for e in examples
-    ]
+    rows = [encode_example(tokenizer, example, template=template, max_length=max_length) for example in examples]
     known = [row for row in rows if row is not None]
     if not known:
         raise InputError(
@@ -30,3 +27,11 @@ def encode_examples(
             "raise max_length or choose a shorter template"
         )
     return known
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase, example: Example, *, template: str, max_length: int
+) -> Encoded | None:
+    """One example's row; None where its prompt leaves no room for an answer, or the answer is empty."""
+    prompt = render(template, example.prompt, tokenizer)
+    return encode_pair(tokenizer, prompt, example.response, max_length, axis=example.axis)

@@ -67,8 +67,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def read_metadata(path: Path) -> dict[str, str]:
     """The free text entries that `save_tensors` put beside the tensors.
 
-    Raises:
-        InputError: as `read_header`.
+    Raises InputError as `read_header`.
     """
     return _read(path)[1]
 
@@ -140,6 +139,8 @@ def _info(path: Path, name: str, entry: dict[str, Any], n_bytes: int) -> TensorI
     wanted = math.prod(shape) * DTYPES[kind].itemsize
     if n_bytes != wanted:
         raise _damaged(path, f"{name} {list(shape)} {kind} needs {wanted:,} bytes and its offsets span {n_bytes:,}")
+    if math.prod(size or 1 for size in shape) > MAX_SIZE:  # torch multiplies an empty tensor's strides out too
+        raise _damaged(path, f"{name} has the shape {list(shape)}, which no tensor can have")
     return TensorInfo(DTYPES[kind], shape, n_bytes)
 
 
@@ -150,9 +151,7 @@ def _damaged(path: Path, what: str) -> InputError:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder: the single one, or all that its index names.
 
-    Raises:
-        InputError: there are none, a shard is missing, the index is unreadable, or there are pickled weights
-        only.
+    Raises InputError where there are none, a shard is missing, the index is unreadable, or all are pickled.
     """
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
@@ -223,8 +222,7 @@ def iterate_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one safetensors file, on the CPU.
 
-    Raises:
-        InputError: as `read_header`.
+    Raises InputError as `read_header`.
     """
     read_header(path)
     return load_file(path)

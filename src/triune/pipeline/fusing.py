@@ -16,15 +16,16 @@ from triune.errors import InputError
 from triune.experts import task_vector
 from triune.experts.compression import Fit, compress_vector, overall_error
 from triune.experts.task_vector import TaskVector
-from triune.fusion import building
+from triune.fusion import borrowed, building
 from triune.fusion.importance import Gram, Weighing, find_reference, inner_products, weigh
 from triune.fusion.router_init import FROM_DATA, Inputs, feed_forward_inputs
 from triune.fusion.sharing import discarded, shared
 from triune.fusion.weighting import weighted, write_card
-from triune.fusion.writing import Blank, blank, fusion, write_fused
+from triune.fusion.writing import Blank, blank, check_beside, fusion, write_fused
 from triune.models.encoding import pad_id
 from triune.models.loading import load_tokenizer
 from triune.models.preflight import check_base
+from triune.models.quantised import check_available
 from triune.pipeline.prompt_routing import check_prompt_routing, prompt_router
 from triune.pipeline.verbs import Context, expert_inputs, identify_rows, read_experts, unless_finished
 from triune.recipe import Fuse, check_weights
@@ -49,6 +50,8 @@ def fuse(
     `write_fused`, and where the routers need rows and none are given or an axis has none.
     """
     check_weights(settings, list(experts))
+    if context.base.quantised is not None and settings.prompt_routing is not None:
+        raise InputError("fuse.prompt_routing makes its router on float weights; leave it or base.quantised out")
     place = find_reference(settings.importance, list(experts))
     inputs = {**expert_inputs(context, experts), "rows": identify_rows(rows)}
     inputs |= {"reference": identify(place)} if place is not None else {}
@@ -61,7 +64,10 @@ def fuse(
             base = blank(check_base(context.folder, scan=False).folder, getattr(torch, context.base.dtype))
             base.check_finite()
             building.check_experts(base.model, vectors, settings)
-            check_prompt_routing(settings, base.config, experts)
+            check_prompt_routing(settings, base.config, experts, examples)
+            if context.base.quantised is not None:
+                check_available()
+                check_beside(shared(vectors, settings.shared))
             for vector in reference:
                 task_vector.check_fits(vector, base.model)
             account, gamma = _account(context, weighted(vectors, settings), reference, settings, base)
@@ -75,12 +81,21 @@ def fuse(
             prompt = prompt_router(context, (whole, list(experts.values()), examples), settings, gamma)
             account |= {"prompt_routing": dict(prompt.fields)} if prompt is not None else {}
             fused = fusion(base, whole, settings, routers, gamma, prompt)
-            write_fused(fused, draft, context.progress)
+            write_fused(fused, draft, context.progress, beside=_beside(context, base.dtype))
             write_card(fused.config, draft)
             load_tokenizer(context.folder).save_pretrained(draft)
             write_json(draft / "fusion.json", account)
             shutil.rmtree(scratch, ignore_errors=True)  # there is none where nothing was compressed
     return out
+
+
+def _beside(context: Context, dtype: torch.dtype) -> dict[str, Any] | None:
+    """What a fused folder on a quantised base says of that base; None on float weights, which it holds."""
+    quantised, given = context.base.quantised, Path(str(context.base.path))
+    if quantised is None:
+        return None
+    name = str(given.resolve() if given.is_dir() else given)
+    return borrowed.beside(context.folder, name, dtype, quantised)
 
 
 def _account(

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from triune.errors import InputError
+from triune.parsing import parse_yaml
 from triune.recipe import Recipe
 from triune.recipe_file import load_recipe
 from triune.report.sweep_words import short_keys, value_name
@@ -62,8 +63,8 @@ def _values(text: str, keys: Sequence[str]) -> tuple[str, list[Any]]:
     if [other.partition("=")[0] for other in keys].count(key) > 1:
         raise InputError(f"{key} is given twice; give it once, with all its values")
     try:
-        values = yaml.safe_load(f"[{rest}]")
-    except (yaml.YAMLError, ValueError) as error:
+        values = parse_yaml(f"[{rest}]")
+    except yaml.YAMLError as error:
         raise InputError(f"the values of {text!r} are not valid YAML: {error}; quote them") from error
     if not values:
         raise InputError(f"{text!r} has no value, for example {EXAMPLE}")

@@ -53,6 +53,8 @@ def train_injected(context: Context, rows: Sequence[Example], out: Path, setting
     injection = settings.injection
     if injection is None:
         raise InputError("train_injected needs settings.injection (injection.style=axis); plain experts are train's")
+    if context.base.quantised is not None:
+        raise InputError("an injection's second pass adds the first to the base's weights; leave base.quantised out")
     texts = injected_texts(injection, dict.fromkeys(row.axis for row in rows))
     inputs = {"base": identify(context.folder), "rows": identify_rows(rows)}
     # The texts as they are: the built-in ones may change.

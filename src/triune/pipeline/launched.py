@@ -1,6 +1,5 @@
 """The program of each process of a recipe's training step: `python -m triune.pipeline.launched JOB`."""
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from triune.errors import InputError, TriuneError
+from triune.libraries import settle_libraries
 from triune.pipeline import verbs
 from triune.pipeline.launching import read_job
+from triune.pipeline.starters import end_with_starter
 from triune.pipeline.verbs import Context
 from triune.progress import SILENT, Terminal
 from triune.recipe import Align, Base, Train
@@ -38,8 +39,8 @@ def do(path: Path) -> Path:
 
 def main() -> int:
     """Do the job; what is wrong goes to standard error, with `triune`'s own exit codes."""
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    settle_libraries()
+    end_with_starter(Path(sys.argv[1]).parent)
     try:
         do(Path(sys.argv[1]))
     except TriuneError as error:

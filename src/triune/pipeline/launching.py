@@ -4,24 +4,24 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from triune.data.streaming import Rows, plain_rows, restored_rows
 from triune.errors import InputError, TriuneError
 from triune.experts import processes
 from triune.launch_settings import Launch
 from triune.method_settings import Fit
+from triune.pipeline.starters import starting
 from triune.progress import SILENT
 from triune.record import Step, finished, write_json
 from triune.settings import Settings
-from triune.types import Example
 
 PROGRAM = "triune.pipeline.launched"
 
 
-def launched(context: Any, step: Step, rows: Sequence[Example], settings: Settings, **own: str) -> bool:
+def launched(context: Any, step: Step, rows: Rows, settings: Settings, **own: str) -> bool:
     """Do a step (train or align) in `context.launch.processes` processes; False where it is this one's to do.
 
     `context` is `triune.pipeline.verbs.Context`, whose verbs call this.
@@ -42,11 +42,12 @@ def launched(context: Any, step: Step, rows: Sequence[Example], settings: Settin
             "seed": context.seed,
             "told": context.progress is not SILENT,
             "settings": settings.model_dump(mode="json"),
-            "rows": [asdict(row) for row in rows],
+            "rows": plain_rows(rows),
             "own": own,
         }
         write_json(job, content)
-        done = subprocess.run(command(wanted, job), check=False)
+        with starting(Path(scratch)):
+            done = subprocess.run(command(wanted, job), check=False)
     if done.returncode or not finished(step):
         raise TriuneError(
             f"{step.folder}: its {wanted.processes} processes ended with code {done.returncode}; what went wrong is "
@@ -83,7 +84,7 @@ def read_job(path: Path) -> dict[str, Any]:
     """A job as `launched` wrote it. Raises InputError where it is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        found["rows"] = [Example(**row) for row in found["rows"]]
+        found["rows"] = restored_rows(found["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no job of a recipe ({error}); start the recipe, not its processes") from error
     return dict(found)

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from triune.baselines.mergekit_moe import check_installed, check_mergekit
-from triune.data.preparing import Prepared, joint_rows, write_prepared
+from triune.data.preparing import Prepared, joint_of, write_prepared
+from triune.data.streaming import Rows
 from triune.data.templates import render
 from triune.errors import InputError
 from triune.fusion.importance import find_reference
@@ -21,13 +22,13 @@ from triune.pipeline.judging import check_judging, judge_answers
 from triune.pipeline.launching import check_batches
 from triune.pipeline.sequential import stage_folders, stages
 from triune.pipeline.serving import Model, check_servers, observe_model
+from triune.pipeline.streaming import check_streamed, kept_rows, router_rows
 from triune.pipeline.variants import experts_of, mixture_steps, training_steps, variant_steps
 from triune.pipeline.verbs import Context, unless_finished
 from triune.progress import Progress
 from triune.recipe import FFN, Recipe
 from triune.record import RECORD, Step, digest, read_record, write_json
 from triune.served_settings import Served
-from triune.types import Example
 
 Planned = dict[str, Callable[[], Path]]
 ALONE = ("instruct", "sequential")  # trained in the run's own process, whatever `launch` says
@@ -53,9 +54,9 @@ class Run:
             base = base.model_copy(update={"path": str(self.out / "base")})
         return Context(base, self.recipe.seed, self.progress, self.dry, self.recipe.launch, self.notice)
 
-    def joint(self, n: int | None) -> list[Example]:
+    def joint(self, n: int | None) -> Rows:
         """The mixture of the axes' training rows, of all prompts or of `n` an axis."""
-        return joint_rows(self.prepared.train, n, self.recipe.seed)
+        return joint_of(self.prepared, n, self.recipe.seed)
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -79,6 +80,7 @@ def check_settings(recipe: Recipe) -> None:
             raise InputError(f"{name} names {strange}; the layers of these models are {', '.join(LINEAR)}")
     fits = {f"{name}.fit": part.fit for name, part in parts.items() if name not in ALONE}
     check_batches(recipe.launch, fits | {f"{place}align.fit": each.align.fit for place, each in fused.items()})
+    check_streamed(recipe)
     if needs_mergekit(recipe):
         check_installed()
     if recipe.base.path is None:
@@ -126,9 +128,10 @@ def plan(run: Run) -> Planned:
         steps |= _sequential_steps(run)
     if "mixtures" in recipe.compare:
         steps |= mixture_steps(run)
-    steps |= comparison_steps(context, recipe, experts, joint, out)
+    steps |= comparison_steps(context, recipe, experts, kept_rows(joint), out)
     if "fused" in recipe.compare:
-        steps["start"] = partial(fusing.fuse, context, experts, out / "start", recipe.fuse, joint)
+        start = router_rows(run, recipe.fuse, joint)
+        steps["start"] = partial(fusing.fuse, context, experts, out / "start", recipe.fuse, start)
         steps["fused"] = partial(verbs.align, context, out / "start", joint, out / "fused", recipe.align)
     if "calibrated" in recipe.compare and recipe.calibrate is not None:
         held_out = [row for rows in run.prepared.calibration.values() for row in rows]
@@ -179,7 +182,7 @@ def _sequential_steps(run: Run) -> Planned:
     """One LoRA over the axes in their order, a step a stage."""
     recipe = run.recipe
     settings = recipe.sequential or recipe.train.model_copy(update={"injection": None})
-    rows = {axis: run.prepared.train[axis] for axis in recipe.axes}
+    rows = {axis: run.prepared.rows(axis) for axis in recipe.axes}
     found = stages(run.context, rows, run.out / "sequential", settings)
     return {str(folder.relative_to(run.out)): step for folder, step in found.items()}
 
@@ -198,7 +201,8 @@ def _scarce_steps(run: Run, context: Context) -> Planned:
         steps["scarce/longer"] = partial(
             verbs.train, context, rows, out / "longer", scarce.longer, title="scarce: the mixture, longer"
         )
-    steps["scarce/start"] = partial(fusing.fuse, context, experts, out / "start", run.recipe.fuse, rows)
+    start = router_rows(run, run.recipe.fuse, rows)
+    steps["scarce/start"] = partial(fusing.fuse, context, experts, out / "start", run.recipe.fuse, start)
     steps["scarce/fused"] = partial(verbs.align, context, out / "start", rows, out / "fused", scarce.align)
     return steps
 
@@ -229,7 +233,8 @@ def data_step(run: Run) -> Step:
     """The step that `write_data` takes."""
     recipe = run.recipe
     settings = {"joint": recipe.joint, "scarce": recipe.scarce and recipe.scarce.examples, "seed": recipe.seed}
-    return Step(run.out / "data", "data", settings, {"rows": digest(repr(run.prepared))})
+    streams = {f"stream {axis}": own.identity for axis, own in run.prepared.streams.items()}
+    return Step(run.out / "data", "data", settings, {"rows": digest(repr(run.prepared)), **streams})
 
 
 def write_data(run: Run) -> Path:

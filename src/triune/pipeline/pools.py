@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from triune.errors import InputError, TriuneError
+from triune.libraries import settle_libraries
 from triune.pipeline.tasks import Work, rebound
 from triune.progress import SILENT, Advance
 
@@ -76,6 +77,7 @@ def shippable(work: Work) -> Work:
 
 def attempt(work: Callable[[], Path], threads: int) -> Outcome:
     """Do a step in a worker on so many torch threads."""
+    settle_libraries()
     torch.set_num_threads(threads)
     heard = Remembering()
     try:

@@ -11,7 +11,7 @@ from triune.errors import InputError
 from triune.experts.task_feature import FEATURE, read_feature
 from triune.experts.task_vector import TaskVector
 from triune.fusion.building import build
-from triune.fusion.prompt_building import PromptParts, prompt_parts, prompt_states, routing_layer
+from triune.fusion.prompt_building import PromptParts, check_counts, prompt_parts, prompt_states, routing_layer
 from triune.models.encoding import pad_id
 from triune.pipeline.verbs import Context
 from triune.recipe import Fuse
@@ -48,12 +48,18 @@ def prompt_router(
     return parts
 
 
-def check_prompt_routing(settings: Fuse, config: PreTrainedConfig, folders: Mapping[str, Path]) -> None:
-    """Raise InputError for what a base with this configuration cannot have, before anything expensive is done."""
+def check_prompt_routing(
+    settings: Fuse, config: PreTrainedConfig, folders: Mapping[str, Path], examples: Sequence[Example]
+) -> None:
+    """Raise InputError for what a base with this configuration, or a router from these examples, cannot have.
+
+    Nothing expensive is done: `prompt_router` looks again at what only a tokenizer and the model can tell.
+    """
     wanted = settings.prompt_routing
     if wanted is None:
         return
     task_features(folders, routing_layer(wanted, config.num_hidden_layers))
+    check_counts({axis: len({row.prompt for row in examples if row.axis == axis}) for axis in folders}, wanted)
     if wanted.latent is not None and wanted.latent > config.hidden_size:
         raise InputError(
             f"prompt_routing.latent is {wanted.latent}; allowed: 1 to {config.hidden_size}, the base's width"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from triune.data.streaming import Rows
 from triune.errors import InputError
 from triune.experts.adapters import stamp
 from triune.experts.training import train_adapter
@@ -12,7 +13,6 @@ from triune.parsing import read_json
 from triune.pipeline.verbs import KEEPING, Context, identify_rows, resumable, unless_finished
 from triune.recipe import NAME, Train
 from triune.record import RECORD, Step, identify, write_json
-from triune.types import Example
 
 
 def stage_folders(out: Path, axes: Sequence[str]) -> dict[str, Path]:
@@ -28,9 +28,7 @@ def stage_folders(out: Path, axes: Sequence[str]) -> dict[str, Path]:
     return {axis: out / f"{number}-{axis}" for number, axis in enumerate(axes, start=1)}
 
 
-def train_sequence(
-    context: Context, rows: Mapping[str, Sequence[Example]], out: Path, settings: Train
-) -> dict[str, Path]:
+def train_sequence(context: Context, rows: Mapping[str, Rows], out: Path, settings: Train) -> dict[str, Path]:
     """One LoRA, trained on the axes in the order of `rows`; returns the adapter's folder after each.
 
     Each stage is a step of its own, which is skipped where it is finished: a change of a later axis's rows leaves the
@@ -45,9 +43,7 @@ def train_sequence(
     return dict(zip(rows, steps, strict=True))
 
 
-def stages(
-    context: Context, rows: Mapping[str, Sequence[Example]], out: Path, settings: Train
-) -> dict[Path, Callable[[], Path]]:
+def stages(context: Context, rows: Mapping[str, Rows], out: Path, settings: Train) -> dict[Path, Callable[[], Path]]:
     """What trains each stage, by its folder, in the order of `rows`. Raises InputError as `stage_folders`."""
     folders = stage_folders(out, list(rows))
     return {
@@ -56,9 +52,7 @@ def stages(
     }
 
 
-def train_stage(
-    context: Context, rows: Sequence[Example], out: Path, settings: Train, previous: Path | None = None
-) -> Path:
+def train_stage(context: Context, rows: Rows, out: Path, settings: Train, previous: Path | None = None) -> Path:
     """Train the adapter in `previous` further on these rows, or a new one without it; writes a PEFT adapter folder.
 
     spent.json counts what all stages up to this one took, curve.json has this one's loss alone. Raises InputError as
@@ -73,12 +67,11 @@ def train_stage(
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = context.load()
-            job = context.job(f"training {out.name}", context.encode(tokenizer, rows), settings.fit, tokenizer)
-            job = resumable(job, step)
+            job = resumable(context.training(f"training {out.name}", rows, settings.fit, tokenizer), step)
             curve = train_adapter(model, settings.lora, job, draft, context.progress, previous)
             stamp(draft, hash_weights(context.folder))
             write_json(draft / "curve.json", curve)
-            write_json(draft / "spent.json", _spent(previous, len(curve), len(job.rows)))
+            write_json(draft / "spent.json", _spent(previous, len(curve), job.n_rows))
     return out
 
 

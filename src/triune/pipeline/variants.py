@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triune.data.streaming import Rows
 from triune.pipeline import fusing, verbs
+from triune.pipeline.streaming import router_rows
 from triune.recipe import Recipe, Train
-from triune.types import Example
 
 if TYPE_CHECKING:
     from triune.pipeline.planning import Run
@@ -42,7 +43,7 @@ def training_steps(run: "Run", folders: Mapping[str, Path], settings: Train, tit
     """One expert an axis, each in its folder within the run."""
     return {
         str(folder.relative_to(run.out)): partial(
-            verbs.train, run.context, run.prepared.train[axis], folder, settings, title=f"{title} {axis}"
+            verbs.train, run.context, run.prepared.rows(axis), folder, settings, title=f"{title} {axis}"
         )
         for axis, folder in folders.items()
     }
@@ -77,11 +78,13 @@ def variant_steps(run: "Run") -> Planned:
         joint = rows[how.joint]
         steps |= training_steps(run, own, how.train, f"{name}: expert")
         start, fused = place / "start", place / "fused"
-        steps[f"variants/{name}/start"] = partial(fusing.fuse, run.context, experts, start, how.fuse, joint)
+        steps[f"variants/{name}/start"] = partial(
+            fusing.fuse, run.context, experts, start, how.fuse, router_rows(run, how.fuse, joint)
+        )
         steps[f"variants/{name}/fused"] = partial(verbs.align, run.context, start, joint, fused, how.align)
     return steps
 
 
-def _joint_rows(run: "Run", recipes: Iterable[Recipe]) -> dict[int | None, list[Example]]:
+def _joint_rows(run: "Run", recipes: Iterable[Recipe]) -> dict[int | None, Rows]:
     """The joint rows by their number an axis: made once for all recipes that have as many."""
     return {n: run.joint(n) for n in {recipe.joint for recipe in recipes}}

@@ -5,12 +5,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from triune.data.streaming import Rows, Stream
 from triune.errors import InputError
 from triune.experts import checkpoint, processes, task_vector
 from triune.experts.adapters import stamp
@@ -25,8 +27,9 @@ from triune.launch_settings import Launch
 from triune.models.encoding import Encoded, pad_id
 from triune.models.hub import locate
 from triune.models.loading import load_base, quiet
-from triune.models.rows import encode_examples
+from triune.models.rows import encode_example, encode_examples
 from triune.models.store import hash_weights
+from triune.models.token_stream import TokenStream
 from triune.pipeline.launching import launched
 from triune.progress import SILENT, Progress
 from triune.recipe import Align, Base, Fit, Train
@@ -59,11 +62,13 @@ class Context:
 
     def settings(self, **own: Any) -> dict[str, Any]:
         """What determines a step's result beside its inputs; the base's place does not."""
-        return {"base": self.base.model_dump(exclude={"path", "miniature"}), "seed": self.seed, **own}
+        # A step on float weights is what it was before there were others.
+        plain = {"quantised"} if self.base.quantised is None else set()
+        return {"base": self.base.model_dump(exclude={"path", "miniature", *plain}), "seed": self.seed, **own}
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model and its tokenizer."""
-        return load_base(str(self.base.path), dtype=getattr(torch, self.base.dtype))
+        return load_base(str(self.base.path), dtype=getattr(torch, self.base.dtype), quantised=self.base.quantised)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> list[Encoded]:
         """Token rows by the base's template and length; says how many do not fit."""
@@ -76,10 +81,23 @@ class Context:
         """A training job on these rows."""
         return Job(title, rows, fit, self.seed, pad_id(tokenizer))
 
+    def training(self, title: str, rows: Rows, fit: Fit, tokenizer: PreTrainedTokenizerBase) -> Job:
+        """A training job on these rows, encoded now or, of a stream, while it trains."""
+        if not isinstance(rows, Stream):
+            return self.job(title, self.encode(tokenizer, rows), fit, tokenizer)
+        template, length = self.base.template, self.base.max_length
+        tokens = TokenStream(rows, partial(encode_example, tokenizer, template=template, max_length=length), length)
+        return Job(title, (), fit, self.seed, pad_id(tokenizer), stream=tokens)
 
-def identify_rows(rows: Sequence[Example]) -> str:
-    """The identity of examples in memory."""
-    return digest([repr(row) for row in rows])
+    def account(self, job: Job) -> None:
+        """Say what was left out of a stream; of rows in memory that was said before."""
+        for line in job.stream.account() if job.stream is not None and processes.rank() == 0 else ():
+            self.progress.say(line)
+
+
+def identify_rows(rows: Rows) -> str:
+    """The identity of examples, in memory or streamed."""
+    return rows.identity if isinstance(rows, Stream) else digest([repr(row) for row in rows])
 
 
 def context_of(folder: Path, seed: int = 0, progress: Progress = SILENT) -> Context:
@@ -128,10 +146,11 @@ def _alone(step: Step, context: Context) -> Iterator[Path]:
 def _outdated(place: Path, step: Step) -> bool:
     """Whether checkpoints are older than the result: the process was killed after its last rename, before `_discard`.
 
-    Younger ones are of a run with other settings, which may still be wanted.
+    Younger ones are of a run with other settings, which may still be wanted. Folders do not count: one that a kill
+    found half discarded was changed after the result.
     """
-    times = [path.stat().st_mtime_ns for path in (place, *place.rglob("*"))] if place.is_dir() else []
-    return bool(times) and max(times) <= (step.folder / RECORD).stat().st_mtime_ns
+    times = [path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()]
+    return place.is_dir() and all(time <= (step.folder / RECORD).stat().st_mtime_ns for time in times)
 
 
 def _discard(place: Path) -> None:
@@ -175,7 +194,7 @@ def resumable(job: Job, step: Step, part: str = "") -> Job:
     return replace(job, checkpoint=checkpoint_place(step) / part, identity=step.identity)
 
 
-def train(context: Context, rows: Sequence[Example], out: Path, settings: Train, *, title: str = "") -> Path:
+def train(context: Context, rows: Rows, out: Path, settings: Train, *, title: str = "") -> Path:
     """One LoRA expert from examples; writes a PEFT adapter folder with its loss curve.
 
     With `settings.injection` in two passes (see `triune.pipeline.injecting`). Raises InputError for a base that cannot
@@ -184,6 +203,8 @@ def train(context: Context, rows: Sequence[Example], out: Path, settings: Train,
     if settings.injection is not None:
         from triune.pipeline.injecting import train_injected
 
+        if isinstance(rows, Stream):
+            raise InputError("an injection's second pass needs its rows in memory; leave it or streaming out")
         return train_injected(context, rows, out, settings, title=title)
     inputs = {"base": identify(context.folder), "rows": identify_rows(rows)}
     # A plain expert's identity is what it was before there were injections.
@@ -194,13 +215,12 @@ def train(context: Context, rows: Sequence[Example], out: Path, settings: Train,
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = context.load()
-            job = context.job(
-                title or f"training {out.name}", context.encode(tokenizer, rows), settings.fit, tokenizer
-            )
+            job = context.training(title or f"training {out.name}", rows, settings.fit, tokenizer)
             curve = train_adapter(model, settings.lora, resumable(job, step), draft, context.progress)
+            context.account(job)
             stamp(draft, hash_weights(context.folder))
             write_json(draft / "curve.json", curve)
-            write_json(draft / "spent.json", {"steps": len(curve), "examples": len(job.rows)})
+            write_json(draft / "spent.json", {"steps": len(curve), "examples": job.n_rows})
     return out
 
 
@@ -221,7 +241,7 @@ def read_experts(context: Context, experts: Mapping[str, Path]) -> list[task_vec
     return vectors
 
 
-def align(context: Context, fused: Path, rows: Sequence[Example], out: Path, settings: Align) -> Path:
+def align(context: Context, fused: Path, rows: Rows, out: Path, settings: Align) -> Path:
     """Stage 2: tune a fused model on the joint examples; writes the tuned model with its loss curve.
 
     Raises InputError for a folder without a fused model, or rows of an axis that it has no expert for.
@@ -233,17 +253,19 @@ def align(context: Context, fused: Path, rows: Sequence[Example], out: Path, set
     with unless_finished(step, context) as draft:
         if draft is not None:
             model, tokenizer = open_fused(fused, getattr(torch, context.base.dtype))
-            strangers = sorted({row.axis for row in rows} - set(model.config.expert_names))
+            axes = rows.axes if isinstance(rows, Stream) else {row.axis for row in rows}
+            strangers = sorted(set(axes) - set(model.config.expert_names))
             if strangers:
                 raise InputError(
                     f"the examples have rows of {strangers}; the model's experts are {model.config.expert_names}"
                 )
-            job = context.job(f"aligning {out.name}", context.encode(tokenizer, rows), settings.fit, tokenizer)
+            job = context.training(f"aligning {out.name}", rows, settings.fit, tokenizer)
             curve = aligning.align(model, settings, resumable(job, step), context.progress)
+            context.account(job)
             if processes.rank() == 0:  # the others' folder is thrown away
                 save_model(model, tokenizer, draft)
             write_json(draft / "curve.json", curve)
-            write_json(draft / "spent.json", {"steps": len(curve), "examples": len(job.rows)})
+            write_json(draft / "spent.json", {"steps": len(curve), "examples": job.n_rows})
     return out
 
 

@@ -76,7 +76,7 @@ def check(source: Source, options: Options, *, anyway: bool = False) -> None:
         )
     difference.check_base(source, difference.base_folder(options))
     for index, name in enumerate(source.config.expert_names or []):
-        if Path(name).name != name or name.startswith("."):
+        if name.startswith("."):
             raise InputError(f"the expert {name!r} cannot be a folder's name; use --format compact, which keeps it")
         if not any(source.ranks(which)[index] for which in MATRICES):
             raise InputError(

@@ -140,7 +140,14 @@ def open_source(folder: Path) -> Source:
         raise InputError(f"{folder} does not exist; give the folder of a fused model")
     if not is_fused(folder):
         raise InputError(f"{folder} holds no fused model; export takes the folder that `fuse`, `align` or `run` wrote")
-    borrowed_from = _read_json(folder / "config.json").get(borrowed.NAME)
+    told = _read_json(folder / "config.json")
+    borrowed_from = told.get(borrowed.NAME)
+    if told.get(borrowed.QUANTISED):
+        raise InputError(
+            f"{folder} was made on {borrowed_from!r} quantised, and exports are made of float weights; write the same "
+            "factors and routers on the float base first, and export that folder: AutoModelForCausalLM."
+            f"from_pretrained({str(folder)!r}, {borrowed.QUANTISED}=False).save_pretrained(NEW), with its tokenizer"
+        )
     if borrowed_from:
         raise InputError(
             f"{folder} borrows its base from {borrowed_from!r}, and an export starts from a whole model; give the "
