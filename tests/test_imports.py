@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "triune"
 ORDER = [
     {"errors", "libraries", "types", "progress", "peak_memory", "record_checks"},
-    {"parsing", "settings"},
+    {"parsing", "settled", "settings"},
     {
         "baseline_settings",
         "data_settings",

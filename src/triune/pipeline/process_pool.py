@@ -30,7 +30,7 @@ class Processes:
     def start(self, name: str, work: Work) -> None:
         # Forked from a server that has only imported: no threads, locks or CUDA context of this process are copied.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["triune.pipeline.process_pool", "triune.pipeline.planning"])
+        context.set_forkserver_preload(["triune.settled", "triune.pipeline.process_pool", "triune.pipeline.planning"])
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_answer, args=(shippable(work), self.threads, theirs), name=name)
         process.start()
