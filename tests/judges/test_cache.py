@@ -3,7 +3,10 @@
 import json
 import multiprocessing
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from triune.errors import InputError, TriuneError
+from triune.judges import cache_file
 from triune.judges.cache import (
     ABSTAINS,
     CHUNK,
@@ -345,6 +349,37 @@ def check_shared(path: Path) -> None:
     verdicts = cached(Oracle().judge(), path, only_cached=True).decide(cases(*[f"answer {i}" for i in range(420)]))
     assert {verdict.value for verdict in verdicts} == {0.5}
     assert {verdict.reason for verdict in verdicts} <= {"a", "b"}
+
+
+DIES = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 2")  # pages: what does not fit is written before the end
+connection.execute("BEGIN IMMEDIATE")
+for _ in range(1000):
+    row = (os.urandom(32), "x" * 400)
+    connection.execute("INSERT INTO verdicts VALUES (?, 1, 0.5, ?, NULL, 0, 0)", row)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_half_written_is_taken_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, asked = Oracle().judge(), cases("a", "bb", "ccc")
+    cached(judge, path).decide(asked[:2])
+    died = subprocess.run([sys.executable, "-c", DIES, str(path)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    journal = path.with_name(f"{path.name}-journal")
+    assert journal.exists()
+    # In a folder that cannot be written it is said; root may write everywhere, so that opening is in its way.
+    with monkeypatch.context() as locked:
+        locked.setattr(cache_file, "_roll_back", lambda path: None)
+        with pytest.raises(InputError, match=r"when its process was killed.*copy it, and the file -journal beside it"):
+            read_entries(path, [verdict_key(judge, asked[0])])
+    oracle = Oracle()
+    assert cached(oracle.judge(), path).decide(asked) == judge.decide(asked)
+    assert oracle.asked == ["ccc"]
+    assert not journal.exists()
+    assert len(read_entries(path, [verdict_key(judge, case) for case in asked])) == 3
 
 
 def test_two_threads_share_a_cache(path: Path) -> None:

@@ -6,7 +6,7 @@ in a folder that cannot be written can still be read. Two processes may write at
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from triune.errors import InputError
@@ -24,7 +24,12 @@ _TABLES = (
 )
 
 _DAMAGED = "is damaged or no SQLite file; wanted a verdict cache. Move it away: what it held is asked again"
+_HALF_WRITTEN = (
+    "was being written when its process was killed, and cannot be written here, so that this cannot be taken back; "
+    "copy it, and the file -journal beside it, to where it can"
+)
 _CAUSES = {
+    sqlite3.SQLITE_READONLY_ROLLBACK: _HALF_WRITTEN,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_ERROR: "has other tables than a verdict cache; name another file",
@@ -45,8 +50,10 @@ def reading(path: Path) -> Iterator[sqlite3.Connection | None]:
     """
     if not path.is_file():
         raise InputError(f"verdict cache {path}: no such file; wanted one that an earlier run has written.")
-    with _explained(path), closing(_connect(path, "ro")) as connection:
-        yield connection if _is_set_up(connection, path) else None
+    with _explained(path):
+        _roll_back(path)
+        with closing(_connect(path, "ro")) as connection:
+            yield connection if _is_set_up(connection, path) else None
 
 
 @contextmanager
@@ -72,6 +79,16 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
         # Without it, closing rolls back: after an error nothing of the block is kept.
         connection.execute("COMMIT")
+
+
+def _roll_back(path: Path) -> None:
+    """Take back what a process wrote that was killed in the middle of it, which a connection for reading may not.
+
+    A process that still writes is waited for. In a folder that cannot be written reading itself says what is wrong.
+    """
+    if path.with_name(f"{path.name}-journal").exists():
+        with suppress(sqlite3.OperationalError), closing(_connect(path, "rw")) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -107,6 +124,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes damaged bytes
         # The low byte is the cause, what is above it a finer one.
-        cause = _CAUSES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        code = getattr(error, "sqlite_errorcode", 0)
+        cause = _CAUSES.get(code) or _CAUSES.get(code & 0xFF)
         # Without a known cause: a text that is no UTF-8, a size that no row can have, a format of another time.
         raise InputError(f"verdict cache {path}: {cause or _DAMAGED} ({error}).") from error
