@@ -197,8 +197,11 @@ def draft_of(out: Path, step: str) -> Path:
 
 def stamps(out: Path, steps: Iterable[str]) -> dict[str, int]:
     """When each step's draft was last begun; drafts that a killed process left are among them."""
-    locks = {step: draft_of(out, step) / LOCK for step in steps}
-    return {step: lock.stat().st_mtime_ns for step, lock in locks.items() if lock.is_file()}
+    found = {}
+    for step in steps:
+        with suppress(FileNotFoundError):  # not begun, or just renamed
+            found[step] = (draft_of(out, step) / LOCK).stat().st_mtime_ns
+    return found
 
 
 def moment_in(out: Path, step: str, seconds: float, rng: random.Random) -> tuple[str, Moment]:
@@ -227,9 +230,17 @@ def at_file(out: Path, step: str, seconds: float, rng: random.Random) -> tuple[s
 
     def written() -> bool:
         own = stamps(out, [step]) != before
-        return finished() or (own and ((draft / RECORD).is_file() or len(list(draft.rglob("*"))) > wanted))
+        return finished() or (own and ((draft / RECORD).is_file() or _count(draft) > wanted))
 
     return f"{step} with {wanted} files", written
+
+
+def _count(draft: Path) -> int:
+    """Its files and folders; none where it is renamed while they are counted."""
+    try:
+        return len(list(draft.rglob("*")))
+    except FileNotFoundError:
+        return 0
 
 
 def at_end(out: Path, step: str, seconds: float, rng: random.Random) -> tuple[str, Moment]:
