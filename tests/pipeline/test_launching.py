@@ -209,9 +209,3 @@ def test_the_second_process_writes_nothing_that_stays(
     monkeypatch.setattr(processes, "agreed", lambda _: 1)
     with verbs.unless_finished(step, Context(context.base, 3, SILENT)) as nothing:
         assert nothing is None
-
-
-def test_a_recipe_whose_batches_do_not_divide_is_refused() -> None:
-    launching.check_batches(Launch(processes=4), {"train.fit": Fit(batch_size=8)})
-    with pytest.raises(InputError, match=r"align\.fit\.batch_size is 6, which launch\.processes = 4"):
-        launching.check_batches(Launch(processes=4), {"train.fit": Fit(batch_size=8), "align.fit": Fit(batch_size=6)})

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from triune.data.streaming import Rows, plain_rows, restored_rows
 from triune.errors import InputError, TriuneError
 from triune.experts import processes
 from triune.launch_settings import Launch
-from triune.method_settings import Fit
 from triune.pipeline.starters import starting
 from triune.progress import SILENT
 from triune.record import Step, finished, write_json
@@ -68,16 +66,6 @@ def command(launch: Launch, job: Path) -> list[str]:
     # On CPUs too: `accelerate launch --cpu` starts a single process, however many are asked for (accelerate 1.15).
     found += ["--use_fsdp", "--fsdp_version", "2"] if launch.sharded else ["--multi_gpu"]
     return [*found, "-m", PROGRAM, str(job)]
-
-
-def check_batches(launch: Launch, fits: Mapping[str, Fit]) -> None:
-    """Raise InputError for a batch, by its place in the recipe, that the processes do not divide."""
-    for place, fit in fits.items():
-        if fit.batch_size % launch.processes:
-            raise InputError(
-                f"{place}.batch_size is {fit.batch_size}, which launch.processes = {launch.processes} do not divide; "
-                "it counts the rows of all processes together: choose a multiple"
-            )
 
 
 def read_job(path: Path) -> dict[str, Any]:

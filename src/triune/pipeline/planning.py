@@ -18,8 +18,8 @@ from triune.models.preflight import check_base
 from triune.pipeline import calibrating, evaluating, fusing, verbs
 from triune.pipeline.comparing import comparison_steps
 from triune.pipeline.exam import VERDICTS, Exam, exam_of
+from triune.pipeline.fit_checks import check_batches, check_packed_routing, check_packing
 from triune.pipeline.judging import check_judging, judge_answers
-from triune.pipeline.launching import check_batches
 from triune.pipeline.sequential import stage_folders, stages
 from triune.pipeline.serving import Model, check_servers, observe_model
 from triune.pipeline.streaming import check_streamed, kept_rows, router_rows
@@ -79,7 +79,10 @@ def check_settings(recipe: Recipe) -> None:
         if strange:
             raise InputError(f"{name} names {strange}; the layers of these models are {', '.join(LINEAR)}")
     fits = {f"{name}.fit": part.fit for name, part in parts.items() if name not in ALONE}
-    check_batches(recipe.launch, fits | {f"{place}align.fit": each.align.fit for place, each in fused.items()})
+    fits |= {f"{place}align.fit": each.align.fit for place, each in fused.items()}
+    check_batches(recipe.launch, fits)
+    check_packing(fits, recipe.base.max_length)
+    check_packed_routing(fused)
     check_streamed(recipe)
     if needs_mergekit(recipe):
         check_installed()
