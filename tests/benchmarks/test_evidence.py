@@ -200,6 +200,7 @@ def test_the_table_of_rows() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_real_row_goes_on_where_it_stopped(place: Place) -> None:
     tiny = (
         "seeds=[0,1]",

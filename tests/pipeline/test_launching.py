@@ -51,7 +51,7 @@ def launched(context: Context, **settings: Any) -> Context:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_launched_step_is_that_of_one_process(context: Context, tmp_path: Path, sharded: bool) -> None:
     together = launched(context, processes=2, sharded=sharded)
     for out, own in {"alone": context, "both": together}.items():

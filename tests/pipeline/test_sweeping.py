@@ -91,9 +91,8 @@ def _strange(point: Point) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "engine", [pytest.param(LOCAL, marks=pytest.mark.long), PROCESSES], ids=["local", "processes"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("engine", [LOCAL, PROCESSES], ids=["local", "processes"])
 def test_a_sweep_is_its_single_runs_with_the_equal_parts_made_once(
     engine: Engine, points: tuple[Point, ...], tmp_path: Path
 ) -> None:

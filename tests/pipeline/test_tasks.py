@@ -151,7 +151,7 @@ def closure(needs: Mapping[str, Iterable[str]], name: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("evaluate", ["miniature", "judged"])
+@pytest.mark.parametrize("evaluate", [pytest.param("miniature", marks=pytest.mark.long), "judged"])
 def test_every_step_reads_only_what_it_needs(evaluate: str, tmp_path: Path) -> None:
     """Each step is done while the folders of all others are hidden away."""
     recipe = tiny() if evaluate == "miniature" else _judged(tmp_path)
